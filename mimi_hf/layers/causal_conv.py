@@ -1,0 +1,172 @@
+"""Causal convolutions as plain matrix products on channels-last blocks.
+
+A convolution whose kernel is `taps * stride` reads, for each output step, `taps` consecutive blocks of `stride`
+samples. On a channels-last tensor such a block is a contiguous vector of `stride * C` numbers. So the convolution is
+the sum of `taps` matrix products of views, without im2col; a transposed convolution is the same sum the other way
+round, and its output is a view. Both keep their weights in the 1-d channels-last format, whose matrices are views too.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvState(NamedTuple):
+    """The inputs that the next outputs of a convolution still depend on.
+
+    previous: Tensor, shape = (B, padding_total, C), the last inputs, right-aligned.
+    started: Tensor, shape = (B,), bool: has a first input been seen? Only where the padding repeats it.
+    """
+
+    previous: Tensor
+    started: Tensor | None
+
+
+def sum_of_products(blocks: list[Tensor], matrices: list[Tensor], bias: Tensor | None) -> Tensor:
+    """`sum(block @ matrix) + bias`.
+
+    Args:
+        blocks: Tensors, each of shape (B, T, M).
+        matrices: Tensors, each of shape (M, N).
+        bias: Tensor, shape = (N,), or None.
+
+    Returns:
+        Tensor, shape = (B, T, N).
+    """
+    batch, steps, width = blocks[0].shape
+    total = None
+    for block, matrix in zip(blocks, matrices, strict=True):
+        rows = block.reshape(batch * steps, width)  # a view where the batch is 1
+        if total is not None:
+            total = total.addmm_(rows, matrix)
+        elif bias is not None:
+            total = torch.addmm(bias, rows, matrix)
+        else:
+            total = rows @ matrix
+    return total.view(batch, steps, -1)
+
+
+class _ChannelsLastConv(nn.Module):
+    """What both kinds of convolution share: the weight's memory format. `conv` only holds the parameters."""
+
+    conv: nn.Conv1d | nn.ConvTranspose1d
+
+    @torch.no_grad()
+    def arrange_weight(self):
+        """Lay the weight out as (first, kernel, second) in memory, its shape unchanged, so that blocks are views."""
+        weight = self.conv.weight
+        by_tap = weight.transpose(1, 2)
+        if not by_tap.is_contiguous() and weight.device.type != "meta":
+            weight.data = by_tap.contiguous().transpose(1, 2)
+
+    def _new_state(self, x: Tensor, steps: int, replicate: bool = False) -> ConvState:
+        previous = x.new_zeros(x.shape[0], steps, x.shape[2])
+        started = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if replicate else None
+        return ConvState(previous, started)
+
+
+class CausalConv1d(_ChannelsLastConv):
+    """A convolution that sees the past alone: `padding_total` samples before the first one are silence, or repeat it.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, bias: as for `torch.nn.Conv1d`. With a stride the
+            kernel is a multiple of it and the dilation is 1.
+        pad_mode: "constant" for silence before the first sample, "replicate" to repeat that sample.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        pad_mode: str = "constant",
+        bias: bool = True,
+    ):
+        super().__init__()
+        assert kernel_size % stride == 0 and (stride == 1 or dilation == 1), (kernel_size, stride, dilation)
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation, bias=bias)
+        self.in_channels = in_channels
+        self.stride = stride
+        self.dilation = dilation
+        self.taps = kernel_size // stride
+        self.pad_mode = pad_mode
+        self.padding_total = (kernel_size - 1) * dilation + 1 - stride
+        self.arrange_weight()
+
+    def forward(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState | None]:
+        """x: Tensor, shape = (B, T, C), T a multiple of the stride -> Tensor, shape = (B, T / stride, out_channels)."""
+        if self.padding_total:
+            x, state = self._with_past(x, state)
+        batch, length, channels = x.shape
+        blocks = x.reshape(batch, length // self.stride, self.stride * channels)
+        steps = blocks.shape[1] - (self.taps - 1) * self.dilation
+        views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
+        kernel = self.conv.weight.transpose(1, 2).reshape(-1, self.taps, self.stride * channels)
+        matrices = [matrix.t() for matrix in kernel.unbind(1)]
+        if self.taps > 1 and blocks.shape[2] < 16:
+            # Audio itself has one or two channels: too narrow for products of its own.
+            views, matrices = [torch.cat(views, dim=2)], [torch.cat(matrices)]
+        return sum_of_products(views, matrices, self.conv.bias), state
+
+    def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
+        replicate = self.pad_mode == "replicate"
+        previous, started = self._new_state(x, self.padding_total, replicate) if state is None else state
+        if replicate:
+            previous = torch.where(started.view(-1, 1, 1), previous, x[:, :1])
+            started = torch.ones_like(started)
+        x = torch.cat([previous, x], dim=1)
+        return x, ConvState(x[:, -self.padding_total :].clone(), started)
+
+
+class CausalConvTranspose1d(_ChannelsLastConv):
+    """A transposed convolution trimmed on the right: an input step reaches its own block of outputs and later ones.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups, bias: as for `torch.nn.ConvTranspose1d`. The kernel is
+            a multiple of the stride.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1, bias: bool = True
+    ):
+        super().__init__()
+        assert kernel_size % stride == 0, (kernel_size, stride)
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+        self.stride = stride
+        self.groups = groups
+        self.taps = kernel_size // stride
+        self.padding_total = self.taps - 1
+        self.arrange_weight()
+
+    def forward(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
+        """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T * stride, out_channels)."""
+        steps = x.shape[1]
+        previous = self._new_state(x, self.padding_total).previous if state is None else state.previous
+        x = torch.cat([previous, x], dim=1)
+        state = ConvState(x[:, steps:].clone(), None)
+        views = [x[:, self.padding_total - tap :][:, :steps] for tap in range(self.taps)]
+        y = self._product(views) if self.groups == 1 else self._grouped_product(views)
+        return y.reshape(x.shape[0], steps * self.stride, -1), state
+
+    def _product(self, views: list[Tensor]) -> Tensor:
+        kernel = self.conv.weight.transpose(1, 2)  # (C, taps * stride, out_channels)
+        matrices = [matrix.reshape(kernel.shape[0], -1) for matrix in kernel.split(self.stride, dim=1)]
+        bias = self.conv.bias
+        return sum_of_products(views, matrices, None if bias is None else bias.repeat(self.stride))
+
+    def _grouped_product(self, views: list[Tensor]) -> Tensor:
+        batch, steps, channels = views[0].shape
+        weight = self.conv.weight  # (C, out_channels / groups, taps * stride)
+        if self.groups == channels == weight.shape[1] * self.groups:
+            matrices = weight[:, 0].t().split(self.stride)  # each (stride, C)
+            y = sum(view[:, :, None] * matrix for view, matrix in zip(views, matrices, strict=True))
+        else:
+            matrices = weight.view(self.groups, channels // self.groups, -1, self.taps, self.stride).unbind(3)
+            y = sum(
+                torch.einsum("btgi,gios->btsgo", view.reshape(batch, steps, self.groups, -1), matrix).flatten(3)
+                for view, matrix in zip(views, matrices, strict=True)
+            )
+        return y if self.conv.bias is None else y + self.conv.bias

@@ -1,0 +1,182 @@
+"""Split residual vector quantization (SoundStream, arXiv:2107.03312, section III-C; split as in arXiv:2410.00037,
+section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
+others quantize another projection, each what its predecessors left over."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+
+
+class Codebook(nn.Module):
+    """The buffers of one codebook as the checkpoints store them: sums and counts of a moving average.
+
+    They stay in single precision whatever the model is converted to: rounding them would change codes.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.register_buffer("initialized", torch.ones(1))
+        self.register_buffer("cluster_usage", torch.ones(codebook_size))
+        self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim))
+
+    def _apply(self, fn, recurse=True):
+        def keep_precision(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == torch.float32 else tensor.to(moved.device, torch.float32)
+
+        return super()._apply(keep_precision, recurse)
+
+    @property
+    def embed(self) -> Tensor:
+        """Tensor, shape = (V, codebook_dim): the entries."""
+        return self.embed_sum.float() / self.cluster_usage.float().clamp(min=EPSILON)[:, None]
+
+
+class VectorQuantization(nn.Module):
+    """One level of the residual quantizer; only a name in the checkpoints."""
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.codebook = Codebook(codebook_size, codebook_dim)
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """`num_quantizers` codebooks, each quantizing the residual of those before, between two projections."""
+
+    def __init__(self, config, num_quantizers: int):
+        super().__init__()
+        self.num_quantizers = num_quantizers
+        self.codebook_size = config.codebook_size
+        width, inner = config.hidden_size, config.vector_quantization_hidden_dimension
+        self.layers = nn.ModuleList(
+            [VectorQuantization(config.codebook_size, config.codebook_dim) for _ in range(num_quantizers)]
+        )
+        self.input_proj = nn.Conv1d(width, inner, 1, bias=False) if inner != width else None
+        self.output_proj = nn.Conv1d(inner, width, 1, bias=False) if inner != width else None
+        self._tables: tuple[object, Tensor, Tensor] | None = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_tables": None}
+
+    def _apply(self, fn, recurse=True):
+        self._tables = None
+        return super()._apply(fn, recurse)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The codebooks ready for use, derived from the buffers whenever these have changed.
+
+        Returns:
+            Tensor, shape = (num_quantizers, V, codebook_dim), and half the squared norms, shape = (num_quantizers, V).
+        """
+        codebooks = [layer.codebook for layer in self.layers]
+        buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
+        # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
+        key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
+        if self._tables is None or not _same(self._tables[0], key):
+            with torch.no_grad():
+                entries = torch.stack([codebook.embed for codebook in codebooks])
+                self._tables = (key, entries, entries.square().sum(dim=2) / 2)
+        return self._tables[1:]
+
+    def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
+        """Nearest entries, found in single precision.
+
+        argmin |x - c|² = argmax (x·c - |c|²/2): one product per codebook.
+
+        Args:
+            latents: Tensor, shape = (B, F, D).
+
+        Returns:
+            Tensor, shape = (B, num_quantizers, F), int64.
+        """
+        batch, frames, _ = latents.shape
+        residual = _project(self.input_proj, latents).float().flatten(0, 1)  # (B * F, codebook_dim)
+        codes = []
+        for entries, half_norms in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
+            code = torch.addmm(half_norms, residual, entries.t(), beta=-1).argmax(dim=1)
+            residual = residual - F.embedding(code, entries)
+            codes.append(code)
+        return torch.stack(codes).view(-1, batch, frames).transpose(0, 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The sums of the entries that the codes name: all codebooks in one lookup.
+
+        Args:
+            codes: Tensor, shape = (B, K, F), integers, K up to `num_quantizers`.
+
+        Returns:
+            Tensor, shape = (B, F, D), in single precision where there is no projection.
+        """
+        batch, levels, frames = codes.shape
+        entries, _ = self.tables()
+        offsets = self.codebook_size * torch.arange(levels, device=codes.device)
+        rows = (codes.transpose(1, 2) + offsets).reshape(batch * frames, levels)
+        sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum")
+        return _project(self.output_proj, sums).view(batch, frames, -1)
+
+
+def _same(old_key, key) -> bool:
+    return len(old_key) == len(key) and all(
+        old[0] is new[0] and old[1] == new[1] for old, new in zip(old_key, key, strict=True)
+    )
+
+
+def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
+    return x if projection is None else F.linear(x.to(projection.weight.dtype), projection.weight.squeeze(2))
+
+
+class SplitResidualVectorQuantizer(nn.Module):
+    """A semantic and an acoustic residual quantizer of the same latents, their outputs summed."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_semantic_quantizers = config.num_semantic_quantizers
+        self.max_num_quantizers = config.num_quantizers
+        self.semantic_residual_vector_quantizer = ResidualVectorQuantizer(config, config.num_semantic_quantizers)
+        self.acoustic_residual_vector_quantizer = ResidualVectorQuantizer(
+            config, config.num_quantizers - config.num_semantic_quantizers
+        )
+
+    def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
+        """latents: Tensor, shape = (B, F, D) -> Tensor, shape = (B, num_quantizers, F), int64."""
+        semantic = self.num_semantic_quantizers
+        codes = self.semantic_residual_vector_quantizer.search(latents, semantic)
+        if num_quantizers > semantic:
+            acoustic = self.acoustic_residual_vector_quantizer.search(latents, num_quantizers - semantic)
+            codes = torch.cat([codes, acoustic], dim=1)
+        return codes
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes: Tensor, shape = (B, K, F), integers -> Tensor, shape = (B, F, D)."""
+        semantic = self.num_semantic_quantizers
+        latents = self.semantic_residual_vector_quantizer.lookup(codes[:, :semantic])
+        if codes.shape[1] > semantic:
+            latents = latents + self.acoustic_residual_vector_quantizer.lookup(codes[:, semantic:])
+        return latents
+
+    def check_num_quantizers(self, num_quantizers: int | None) -> int:
+        """The number of codebooks to use: all where None.
+
+        Raises:
+            TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
+        """
+        if num_quantizers is None:
+            return self.max_num_quantizers
+        if isinstance(num_quantizers, bool) or int(num_quantizers) != num_quantizers:
+            raise TypeError(f"num_quantizers={num_quantizers!r} must be an integer.")
+        if not self.num_semantic_quantizers <= num_quantizers <= self.max_num_quantizers:
+            raise ValueError(
+                f"num_quantizers={num_quantizers}, but this model encodes with {self.num_semantic_quantizers} (its"
+                f" semantic quantizers alone) to {self.max_num_quantizers} of them. Choose a number in that range."
+            )
+        return int(num_quantizers)
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """[`search`] in transformers' native layout: Tensor, shape = (B, D, F) -> Tensor, shape = (K, B, F), int64."""
+        return self.search(latents.transpose(1, 2), self.check_num_quantizers(num_quantizers)).transpose(0, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[`lookup`] in transformers' native layout: Tensor, shape = (B, K, F) -> Tensor, shape = (B, D, F)."""
+        return self.lookup(codes).transpose(1, 2)

@@ -1,0 +1,111 @@
+"""SEANet, the convolutional encoder and decoder of SoundStream, EnCodec and Mimi (arXiv:2107.03312, section III).
+
+`layers` holds an activation at each index where the published checkpoints skip one, so that parameter names agree.
+"""
+
+from torch import Tensor, nn
+
+from .causal_conv import CausalConv1d, CausalConvTranspose1d
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(elu(conv(elu(x)))), the inner convolution narrower by the factor `compress`."""
+
+    def __init__(
+        self, channels: int, kernel_size: int, dilation: int, compress: int, pad_mode: str, conv_shortcut: bool
+    ):
+        super().__init__()
+        hidden = channels // compress
+        self.block = nn.ModuleList(
+            [
+                nn.ELU(),
+                CausalConv1d(channels, hidden, kernel_size, dilation=dilation, pad_mode=pad_mode),
+                nn.ELU(inplace=True),
+                CausalConv1d(hidden, channels, 1),
+            ]
+        )
+        self.shortcut = CausalConv1d(channels, channels, 1) if conv_shortcut else None
+
+    def forward(self, x: Tensor, state) -> tuple[Tensor, tuple]:
+        """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T, C)."""
+        activation, narrow, activation_, widen = self.block
+        y, state = narrow(activation(x), state)
+        y, _ = widen(activation_(y), None)
+        if self.shortcut is not None:
+            x, _ = self.shortcut(x, None)
+        return y.add_(x), state
+
+
+class _SEANet(nn.Module):
+    """A chain of layers, of which the convolutions and residual blocks have a state."""
+
+    layers: nn.ModuleList
+
+    def forward(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple]:
+        stateful = [layer for layer in self.layers if not isinstance(layer, nn.ELU)]
+        states = iter(states if states is not None else [None] * len(stateful))
+        new_states = []
+        for layer in self.layers:
+            if isinstance(layer, nn.ELU):
+                x = layer(x)
+            else:
+                x, state = layer(x, next(states))
+                new_states.append(state)
+        return x, tuple(new_states)
+
+
+class SEANetEncoder(_SEANet):
+    """Tensor, shape = (B, N, audio_channels) -> Tensor, shape = (B, N / prod(ratios), hidden_size)."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.num_filters
+        layers = [CausalConv1d(config.audio_channels, channels, config.kernel_size, pad_mode=config.pad_mode)]
+        for ratio in reversed(config.upsampling_ratios):
+            layers += residual_blocks(config, channels)
+            layers += [
+                nn.ELU(inplace=True),
+                CausalConv1d(channels, 2 * channels, 2 * ratio, stride=ratio, pad_mode=config.pad_mode),
+            ]
+            channels *= 2
+        layers += [
+            nn.ELU(inplace=True),
+            CausalConv1d(channels, config.hidden_size, config.last_kernel_size, pad_mode=config.pad_mode),
+        ]
+        self.layers = nn.ModuleList(layers)
+
+
+class SEANetDecoder(_SEANet):
+    """Tensor, shape = (B, T, hidden_size) -> Tensor, shape = (B, T * prod(ratios), audio_channels)."""
+
+    def __init__(self, config):
+        super().__init__()
+        channels = config.num_filters * 2 ** len(config.upsampling_ratios)
+        layers = [CausalConv1d(config.hidden_size, channels, config.kernel_size, pad_mode=config.pad_mode)]
+        for ratio in config.upsampling_ratios:
+            layers += [
+                nn.ELU(inplace=True),
+                CausalConvTranspose1d(channels, channels // 2, 2 * ratio, stride=ratio),
+            ]
+            channels //= 2
+            layers += residual_blocks(config, channels)
+        layers += [
+            nn.ELU(inplace=True),
+            CausalConv1d(channels, config.audio_channels, config.last_kernel_size, pad_mode=config.pad_mode),
+        ]
+        self.layers = nn.ModuleList(layers)
+
+
+def residual_blocks(config, channels: int) -> list[ResidualBlock]:
+    """The residual blocks of one level, their dilations growing."""
+    return [
+        ResidualBlock(
+            channels,
+            config.residual_kernel_size,
+            config.dilation_growth_rate**depth,
+            config.compress,
+            config.pad_mode,
+            config.use_conv_shortcut,
+        )
+        for depth in range(config.num_residual_layers)
+    ]

@@ -1,0 +1,40 @@
+"""What a stream remembers: nested tuples of tensors, batch first, of a shape that never changes.
+
+All zeros is a stream that has not begun. So a fresh state needs no code of its own, and a row is restarted by zeroing
+it. `None` stands where a layer remembers nothing.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def map_state(function: Callable[[Tensor], Tensor], state):
+    """`state` with `function` applied to each of its tensors.
+
+    Example:
+
+        >>> import torch
+        >>> map_state(lambda tensor: tensor + 1, (torch.zeros(1), None))
+        (tensor([1.]), None)
+    """
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    parts = [map_state(function, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+
+
+def copy_state(state):
+    """A state that shares no memory with `state`: the fork of a stream."""
+    return map_state(Tensor.clone, state)
+
+
+def reset_rows(state, rows: Tensor):
+    """`state` with the streams of some rows not begun again, the others untouched.
+
+    Args:
+        rows: Tensor, shape = (B,), bool, True for each row to restart.
+    """
+    return map_state(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.dim() - 1)), 0), state)

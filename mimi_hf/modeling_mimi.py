@@ -1,0 +1,471 @@
+"""The Mimi codec: audio to codes and back, offline, as a stream, or in ragged batches."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+
+from .configuration_mimi import MimiConfig
+from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
+from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
+from .layers.seanet import SEANetDecoder, SEANetEncoder
+from .layers.transformer import LayerScale, Transformer, TransformerState
+from .ragged import Ragged, frame_mask, sample_mask
+from .streaming import DecoderStream, EncoderStream, find_stream
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass
+class MimiEncoderOutput(ModelOutput):
+    """
+    audio_codes: Tensor, shape = (B, K, F), int64.
+    encoder_past_key_values, padding_cache: the [`EncoderStream`] to pass to the next call, when streaming.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Codes elsewhere are 0.
+    """
+
+    audio_codes: Tensor | None = None
+    encoder_past_key_values: EncoderStream | None = None
+    padding_cache: EncoderStream | None = None
+    audio_codes_mask: Tensor | None = None
+
+
+@dataclass
+class MimiDecoderOutput(ModelOutput):
+    """
+    audio_values: Tensor, shape = (B, audio_channels, N).
+    decoder_past_key_values: the [`DecoderStream`] to pass to the next call, when streaming.
+    """
+
+    audio_values: Tensor | None = None
+    decoder_past_key_values: DecoderStream | None = None
+
+
+@dataclass
+class MimiOutput(ModelOutput):
+    """
+    audio_codes: Tensor, shape = (B, K, F), int64.
+    audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
+    encoder_past_key_values, decoder_past_key_values: the streams to pass to the next call, when streaming.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames.
+    """
+
+    audio_codes: Tensor | None = None
+    audio_values: Tensor | None = None
+    encoder_past_key_values: EncoderStream | None = None
+    decoder_past_key_values: DecoderStream | None = None
+    audio_codes_mask: Tensor | None = None
+
+
+class EncoderState(NamedTuple):
+    """What the encoder remembers between tiles."""
+
+    seanet: tuple
+    transformer: TransformerState
+    downsample: ConvState | None
+
+
+class DecoderState(NamedTuple):
+    """What the decoder remembers between tiles."""
+
+    upsample: ConvState | None
+    transformer: TransformerState
+    seanet: tuple
+
+
+class MimiModel(PreTrainedAudioTokenizerBase):
+    """Kyutai's Mimi codec (arXiv:2410.00037, section 3.3).
+
+    Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles of a second or two: what comes
+    out does not depend on how the input is cut, and memory does not grow with its length. The model keeps no stream
+    state; one model serves many streams.
+
+    Example:
+
+        >>> import torch
+        >>> from mimi_hf import MimiConfig, MimiModel
+        >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
+        >>> audio = torch.randn(1, 1, 48_000)
+        >>> codes = model.encode(audio, num_quantizers=8).audio_codes
+        >>> codes.shape
+        torch.Size([1, 8, 25])
+        >>> with torch.no_grad():
+        ...     model.decode(codes).audio_values.shape
+        torch.Size([1, 1, 48000])
+    """
+
+    config: MimiConfig
+    config_class = MimiConfig
+    base_model_prefix = "mimi"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    _no_split_modules: ClassVar = ["SEANetEncoder", "SEANetDecoder", "Transformer", "SplitResidualVectorQuantizer"]
+    _keep_in_fp32_modules_strict: ClassVar = ["codebook"]
+    _supports_sdpa = True
+
+    def __init__(self, config: MimiConfig):
+        super().__init__(config)
+        config.validate_architecture()
+        width, stride = config.hidden_size, config.latent_stride
+        self.encoder = self.encoder_transformer = self.downsample = None
+        self.decoder = self.decoder_transformer = self.upsample = None
+        if config.encoder_config is not None:
+            self.encoder = SEANetEncoder(config)
+            self.encoder_transformer = Transformer(config)
+            if stride > 1:
+                self.downsample = CausalConv1d(width, width, 2 * stride, stride, pad_mode="replicate", bias=False)
+        self.quantizer = SplitResidualVectorQuantizer(config)
+        if config.decoder_config is not None:
+            if stride > 1:
+                groups = config.upsample_groups
+                self.upsample = CausalConvTranspose1d(width, width, 2 * stride, stride, groups=groups, bias=False)
+            self.decoder_transformer = Transformer(config)
+            self.decoder = SEANetDecoder(config)
+        self.bits_per_codebook = config.codebook_size.bit_length() - 1
+        self.post_init()
+        # A full checkpoint holds the half that was dropped, too.
+        for half, names in (("encoder", "downsample"), ("decoder", "upsample")):
+            if getattr(self, half) is None:
+                self._keys_to_ignore_on_load_unexpected |= {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                bound = math.sqrt(module.groups / (module.in_channels * module.kernel_size[0]))
+                init.uniform_(module.bias, a=-bound, b=bound)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.scale, self.config.layer_scale_initial_scale)
+        elif isinstance(module, Codebook):
+            init.ones_(module.initialized)
+            init.ones_(module.cluster_usage)
+            init.normal_(module.embed_sum)
+
+    # Lengths and masks
+
+    def get_encoded_length(self, input_length: int | Tensor) -> Tensor:
+        """Frames that `input_length` samples encode to, the last one padded: Tensor of the same shape, int64."""
+        return -(-torch.as_tensor(input_length) // self.config.frame_size)
+
+    def get_audio_codes_mask(self, padding_mask: Tensor, padding_side: str = "right") -> Tensor:
+        """Which frames of a padded batch are real.
+
+        Args:
+            padding_mask: Tensor, shape = (B, N) or (B, C, N), nonzero for real samples.
+            padding_side: where the padding is, "right" or "left".
+
+        Returns:
+            Tensor, shape = (B, F), bool, F the frames of the longest row.
+        """
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side={padding_side!r} must be 'left' or 'right'.")
+        mask = sample_mask(padding_mask, len(padding_mask), padding_mask.shape[-1])
+        frames = self.get_encoded_length(mask.sum(dim=1))
+        return frame_mask(frames, int(frames.max()), left=padding_side == "left")
+
+    # Audio to codes
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        padding_cache: EncoderStream | None = None,
+        use_streaming: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MimiEncoderOutput | tuple:
+        """Encode audio into codes.
+
+        Args:
+            input_values: Tensor, shape = (B, audio_channels, N), at `config.sampling_rate`, about -1 to 1.
+            padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), nonzero for real samples, which are one run
+                per row. Every row gets the frames that it gets alone; they stand on the side where its samples do.
+            num_quantizers: how many codebooks to use, from the semantic ones alone to all (the default).
+            encoder_past_key_values, padding_cache: the stream that the last call returned, to continue it; one is
+                enough. An empty cache of transformers begins a stream.
+            use_streaming: begin a stream. A call then returns the frames that are whole, and keeps the rest.
+            return_dict: a tuple instead of a [`MimiEncoderOutput`] where False.
+
+        Raises:
+            TypeError, ValueError: for input of another shape, type or range, or that is not finite.
+        """
+        self._need("encoder")
+        num_quantizers = self.quantizer.check_num_quantizers(num_quantizers)
+        self._check_audio(input_values)
+        stream = find_stream(
+            EncoderStream,
+            (encoder_past_key_values, padding_cache),
+            self.config.use_streaming if use_streaming is None else use_streaming,
+            lambda: self.encoder_stream(len(input_values), num_quantizers),
+        )
+        if stream is not None:
+            if padding_mask is not None and not padding_mask.all():
+                raise ValueError("padding_mask marks padding, but a stream has none. Push the real samples alone.")
+            stream.num_quantizers = num_quantizers
+            codes = stream.push(input_values)
+            mask = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool, device=codes.device)
+            return self._output(MimiEncoderOutput(codes, stream, stream, mask), return_dict)
+
+        rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
+        codes = input_values.new_zeros(len(input_values), num_quantizers, rows.frames, dtype=torch.int64)
+        with torch.no_grad():
+            for start, stop, latents in self._encode_tiles(input_values, rows):
+                codes[..., start:stop] = self.quantizer.search(latents, num_quantizers)
+        output = MimiEncoderOutput(rows.place_frames(codes), audio_codes_mask=rows.frame_mask(codes.device))
+        return self._output(output, return_dict)
+
+    def encode_latents(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The latents that `encode` quantizes. Gradients flow through.
+
+        Args:
+            input_values, padding_mask: as for [`encode`].
+
+        Returns:
+            Tensor, shape = (B, D, F); zero where a row has no frame.
+        """
+        self._need("encoder")
+        self._check_audio(input_values)
+        rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
+        latents = torch.cat([tile for *_, tile in self._encode_tiles(input_values, rows)], dim=1)
+        return rows.place_frames(latents.transpose(1, 2))
+
+    def _encode_tiles(self, input_values: Tensor, rows: Ragged):
+        """First frame, last frame + 1 and latents of each tile of a batch, shape = (B, F of the tile, D)."""
+        self._arrange_weights()
+        state = None
+        for start, stop in self._tiles(rows.frames, len(input_values)):
+            audio = rows.cut_audio(input_values, start * rows.frame_size, stop * rows.frame_size)
+            if not torch.isfinite(audio).all():
+                raise ValueError(
+                    "input_values holds NaN or infinity among its real samples. Encode finite audio, about -1 to 1."
+                )
+            latents, state = self.encode_tile(audio.transpose(1, 2).to(self.dtype), state)
+            yield start, stop, latents
+
+    def encode_tile(self, audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
+        """One step of the encoder: whole frames in, their latents out. `state=None` begins.
+
+        Args:
+            audio: Tensor, shape = (B, F * frame_size, audio_channels), of the model's dtype.
+
+        Returns:
+            Tensor, shape = (B, F, D), and the state for the next tile.
+        """
+        seanet, transformer, downsample = (None, None, None) if state is None else state
+        x, seanet = self.encoder(audio, seanet)
+        x, transformer = self.encoder_transformer(x, transformer)
+        if self.downsample is not None:
+            x, downsample = self.downsample(x, downsample)
+        return x, EncoderState(seanet, transformer, downsample)
+
+    # Codes to audio
+
+    def decode(
+        self,
+        audio_codes: Tensor,
+        padding_mask: Tensor | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        use_streaming: bool | None = None,
+        use_cache: bool | None = None,
+        audio_codes_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MimiDecoderOutput | tuple:
+        """Decode codes into audio.
+
+        Args:
+            audio_codes: Tensor, shape = (B, K, F), integers, K from the semantic quantizers alone to all.
+            padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), the mask of the audio that was encoded: the
+                output is as long as it, holds each row's real samples in their place, and zeros elsewhere.
+            decoder_past_key_values: the stream that the last call returned, to continue it.
+            use_streaming, use_cache: begin a stream (either name will do).
+            audio_codes_mask: Tensor, shape = (B, F), nonzero for real frames, where there is no mask of samples.
+            return_dict: a tuple instead of a [`MimiDecoderOutput`] where False.
+
+        Raises:
+            TypeError, ValueError: for codes of another shape, type or range, or a mask that does not fit.
+        """
+        self._need("decoder")
+        self._check_codes(audio_codes)
+        stream = find_stream(
+            DecoderStream,
+            (decoder_past_key_values,),
+            next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
+            lambda: self.decoder_stream(len(audio_codes)),
+        )
+        if stream is not None:
+            return self._output(MimiDecoderOutput(stream.push(audio_codes), stream), return_dict)
+        rows = Ragged.of_codes(audio_codes, padding_mask, audio_codes_mask, self.config.frame_size)
+        audio = self._decode_tiles(rows, audio_codes, self.quantizer.lookup)
+        return self._output(MimiDecoderOutput(audio), return_dict)
+
+    def decode_latents(self, latents: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Decode latents, quantized (`model.quantizer.decode(codes)`) or not. Gradients flow through.
+
+        Args:
+            latents: Tensor, shape = (B, D, F).
+            padding_mask: as for [`decode`].
+
+        Returns:
+            Tensor, shape = (B, audio_channels, N).
+        """
+        self._need("decoder")
+        if latents.dim() != 3 or latents.shape[1] != self.config.hidden_size or latents.shape[2] == 0:
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)} must have shape (batch, {self.config.hidden_size}, frames)."
+            )
+        rows = Ragged.of_codes(latents, padding_mask, None, self.config.frame_size)
+        return self._decode_tiles(rows, latents, lambda tile: tile.transpose(1, 2))
+
+    def _decode_tiles(self, rows: Ragged, source: Tensor, to_latents) -> Tensor:
+        """The audio of a batch: Tensor, shape = (B, audio_channels, N)."""
+        self._arrange_weights()
+        # Autograd wants the pieces; without it they go straight to their place, so that no second copy is ever held.
+        pieces, whole = [], None
+        if not torch.is_grad_enabled():
+            shape = (len(source), self.config.audio_channels, rows.num_samples)
+            whole = torch.zeros(shape, dtype=self.dtype, device=source.device)
+        state = None
+        for start, stop in self._tiles(rows.frames, len(source)):
+            latents = to_latents(rows.cut_frames(source, start, stop))
+            audio, state = self.decode_tile(latents.to(self.dtype), state)
+            if whole is None:
+                pieces.append(audio.transpose(1, 2))
+            else:
+                rows.write_audio(whole, audio.transpose(1, 2), start * rows.frame_size)
+        return rows.place_audio(torch.cat(pieces, dim=2)) if whole is None else whole
+
+    def decode_tile(self, latents: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
+        """One step of the decoder. `state=None` begins.
+
+        Args:
+            latents: Tensor, shape = (B, F, D), of the model's dtype.
+
+        Returns:
+            Tensor, shape = (B, F * frame_size, audio_channels), and the state for the next tile.
+        """
+        upsample, transformer, seanet = (None, None, None) if state is None else state
+        x = latents
+        if self.upsample is not None:
+            x, upsample = self.upsample(x, upsample)
+        x, transformer = self.decoder_transformer(x, transformer)
+        x, seanet = self.decoder(x, seanet)
+        return x, DecoderState(upsample, transformer, seanet)
+
+    # Both
+
+    def forward(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
+        audio_codes: Tensor | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        padding_cache: EncoderStream | None = None,
+        use_streaming: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MimiOutput | tuple:
+        """Encode audio and decode the codes again; with `audio_codes`, only decode these.
+
+        The arguments are those of [`encode`] and [`decode`].
+        """
+        caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
+        streaming = self.config.use_streaming if use_streaming is None else use_streaming
+        streaming = streaming or any(cache is not None for cache in caches)
+        encoded = MimiEncoderOutput(audio_codes)
+        if audio_codes is None:
+            encoded = self.encode(
+                input_values, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
+            )
+        if streaming:
+            padding_mask = None
+        elif padding_mask is None:
+            padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
+        decoded = self.decode(
+            encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
+        )
+        output = MimiOutput(
+            encoded.audio_codes,
+            decoded.audio_values,
+            encoded.encoder_past_key_values,
+            decoded.decoder_past_key_values,
+            encoded.audio_codes_mask,
+        )
+        return self._output(output, return_dict)
+
+    # Streams
+
+    def encoder_stream(self, batch_size: int = 1, num_quantizers: int | None = None) -> EncoderStream:
+        """A stream that turns audio into codes as it comes; see [`EncoderStream`]."""
+        self._need("encoder")
+        self._arrange_weights()
+        return EncoderStream(self, batch_size, self.quantizer.check_num_quantizers(num_quantizers))
+
+    def decoder_stream(self, batch_size: int = 1) -> DecoderStream:
+        """A stream that turns codes into audio as they come; see [`DecoderStream`]."""
+        self._need("decoder")
+        self._arrange_weights()
+        return DecoderStream(self, batch_size)
+
+    # Helpers
+
+    def _tiles(self, frames: int, batch: int):
+        """First frame and last frame + 1 of each tile of `frames`.
+
+        On a CPU the activations of a tile should stay in its cache, elsewhere a tile should fill the device.
+        """
+        step = max(1, (24 if self.device.type == "cpu" else 1024) // batch)
+        return ((start, min(start + step, frames)) for start in range(0, frames, step))
+
+    def _arrange_weights(self):
+        for module in self.modules():
+            if isinstance(module, CausalConv1d | CausalConvTranspose1d):
+                module.arrange_weight()
+
+    def _output(self, output: ModelOutput, return_dict: bool | None):
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _need(self, half: str):
+        if getattr(self, half) is None:
+            raise ValueError(
+                f"This model was loaded without its {half} (`{half}_config=None`). Load it without that argument."
+            )
+
+    def _check_audio(self, audio: Tensor):
+        channels = self.config.audio_channels
+        expected = f"a float tensor of shape (batch, {channels}, samples)"
+        if not isinstance(audio, Tensor) or not audio.is_floating_point():
+            found = f"dtype {audio.dtype}" if isinstance(audio, Tensor) else type(audio).__name__
+            raise TypeError(f"The audio is of {found}, but Mimi takes {expected}. MimiFeatureExtractor makes one.")
+        if audio.dim() != 3 or audio.shape[1] != channels:
+            raise ValueError(
+                f"The audio has shape {tuple(audio.shape)}, but this model takes {expected}. Add or mix dimensions, or"
+                " let MimiFeatureExtractor do it."
+            )
+
+    def _check_codes(self, codes: Tensor):
+        quantizer, size = self.quantizer, self.config.codebook_size
+        expected = "an integer tensor of shape (batch, num_quantizers, frames)"
+        if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
+            found = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
+        if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
+            raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
+        quantizer.check_num_quantizers(codes.shape[1])
+        low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
+                f" {size - 1}. Remove padding and special tokens before decoding."
+            )
+
+
+__all__ = ["MimiDecoderOutput", "MimiEncoderOutput", "MimiModel", "MimiOutput"]

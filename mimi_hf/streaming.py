@@ -1,0 +1,253 @@
+"""Streams for real-time use: the codec's state, the samples that do not fill a frame yet, and nothing else.
+
+Pushing never depends on how the input is cut: any chunks give the codes, and any codes the audio, of the whole.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layers.state import copy_state, reset_rows
+
+_ATTRIBUTE = "mimi_stream"  # of a cache of transformers that carries a stream
+
+
+class Flushed(NamedTuple):
+    """The end of a stream.
+
+    audio_codes: Tensor, shape = (B, K, 1), or (B, K, 0) where no samples were left over.
+    num_samples: how many samples of this last frame were pushed; the rest of it is zeros.
+    """
+
+    audio_codes: Tensor
+    num_samples: int
+
+
+class _Stream:
+    """What both directions share. `state` is made of tensors, batch first, all zeros where a row has not begun."""
+
+    def __init__(self, model, batch_size: int):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be a positive integer, one row per session.")
+        self.model = model
+        self.batch_size = batch_size
+        self.state = None
+
+    def copy(self):
+        """A fork: an independent stream that goes on from here. The model is shared."""
+        fork = object.__new__(type(self))
+        fork.__dict__.update(self.__dict__)
+        fork.state = copy_state(self.state)
+        return fork
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def reset(self, rows=None):
+        """Begin again, all rows or some, as if nothing had been pushed. The other rows do not notice.
+
+        Args:
+            rows: the rows to restart: None for all, an index, a list of indices, or Tensor, shape = (B,), bool.
+
+        Raises:
+            ValueError: for a row that the stream does not have.
+        """
+        if rows is None:
+            self.state = None
+        elif self.state is not None:
+            self.state = reset_rows(self.state, self._row_mask(rows))
+
+    def _row_mask(self, rows) -> Tensor:
+        rows = torch.as_tensor(rows, device=self.model.device)
+        if rows.dtype == torch.bool:
+            if rows.shape != (self.batch_size,):
+                raise ValueError(
+                    f"The mask of rows has shape {tuple(rows.shape)}, but the stream has {self.batch_size} rows."
+                )
+            return rows
+        rows = rows.flatten().long()
+        if any(not 0 <= row < self.batch_size for row in rows.tolist()):
+            raise ValueError(f"Rows {rows.tolist()} are not all in 0 to {self.batch_size - 1}, the rows of the stream.")
+        return torch.zeros(self.batch_size, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+
+    def _check_batch(self, x: Tensor, name: str):
+        if x.shape[0] != self.batch_size:
+            raise ValueError(
+                f"The {name} has a batch of {x.shape[0]}, but the stream was made for {self.batch_size} rows. Push one"
+                f" row per session, or make a stream with batch_size={x.shape[0]}."
+            )
+
+
+class EncoderStream(_Stream):
+    """Audio in, in chunks of any length; codes out, as soon as a frame is whole.
+
+    Made by [`MimiModel.encoder_stream`]. Its rows are sessions that share one clock: they push chunks of equal length.
+
+    Example:
+
+        >>> import torch
+        >>> from mimi_hf import MimiConfig, MimiModel
+        >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
+        >>> stream = model.encoder_stream(batch_size=1, num_quantizers=8)
+        >>> stream.push(torch.randn(1, 1, 2000)).shape
+        torch.Size([1, 8, 1])
+        >>> codes, num_samples = stream.flush()
+        >>> codes.shape, num_samples
+        (torch.Size([1, 8, 1]), 80)
+    """
+
+    def __init__(self, model, batch_size: int, num_quantizers: int):
+        super().__init__(model, batch_size)
+        self.num_quantizers = num_quantizers
+        self.reset()
+
+    def reset(self, rows=None):
+        """Begin again, all rows or some. The other rows do not notice.
+
+        Frames stay on the clock that the rows share: a row that is restarted between two frames is silent from the last
+        frame's end to here.
+
+        Args:
+            rows: the rows to restart: None for all, an index, a list of indices, or Tensor, shape = (B,), bool.
+
+        Raises:
+            ValueError: for a row that the stream does not have.
+        """
+        super().reset(rows)
+        if rows is None:
+            self.pending = torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
+            self.ended = False
+        else:
+            self.pending = reset_rows(self.pending, self._row_mask(rows))
+
+    @torch.no_grad()
+    def push(self, chunk: Tensor) -> Tensor:
+        """Encode the next samples.
+
+        Args:
+            chunk: Tensor, shape = (B, audio_channels, n), n >= 0.
+
+        Returns:
+            Tensor, shape = (B, K, f), int64, the f >= 0 frames that are whole now.
+
+        Raises:
+            TypeError, ValueError: for a chunk of another type or shape, or that is not finite; the stream is as before.
+        """
+        self.model._check_audio(chunk)
+        self._check_batch(chunk, "chunk")
+        if self.ended:
+            raise ValueError("This stream was flushed, which ended it. Call reset() to begin another.")
+        if not torch.isfinite(chunk).all():
+            raise ValueError("The chunk holds NaN or infinity. Push finite audio, about -1 to 1.")
+        frame_size = self.model.config.frame_size
+        audio = torch.cat([self.pending, chunk.to(self.pending)], dim=2)
+        whole = audio.shape[2] // frame_size * frame_size
+        codes = self._encode(audio[..., :whole])
+        self.pending = audio[..., whole:].clone()
+        return codes
+
+    @torch.no_grad()
+    def flush(self) -> Flushed:
+        """End the stream: pad what is left over with zeros to a whole frame and encode it."""
+        num_samples = self.pending.shape[2]
+        padding = -num_samples % self.model.config.frame_size
+        codes = self._encode(torch.nn.functional.pad(self.pending, (0, padding)))
+        self.pending = self.pending[..., :0]
+        self.ended = True
+        return Flushed(codes, num_samples)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        """audio: Tensor, shape = (B, C, F * frame_size) -> Tensor, shape = (B, K, F)."""
+        model, frame_size = self.model, self.model.config.frame_size
+        audio = audio.transpose(1, 2).to(model.device, model.dtype)
+        codes = [torch.empty(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=model.device)]
+        for start, stop in model._tiles(audio.shape[1] // frame_size, self.batch_size):
+            latents, self.state = model.encode_tile(audio[:, start * frame_size : stop * frame_size], self.state)
+            codes.append(model.quantizer.search(latents, self.num_quantizers))
+        return torch.cat(codes, dim=2)
+
+
+class DecoderStream(_Stream):
+    """Codes in, any number of frames at once; audio out, all of it at once.
+
+    Made by [`MimiModel.decoder_stream`].
+
+    Example:
+
+        >>> import torch
+        >>> from mimi_hf import MimiConfig, MimiModel
+        >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
+        >>> stream = model.decoder_stream(batch_size=1)
+        >>> stream.push(torch.zeros(1, 8, 3, dtype=torch.int64)).shape
+        torch.Size([1, 1, 5760])
+    """
+
+    @torch.no_grad()
+    def push(self, audio_codes: Tensor) -> Tensor:
+        """Decode the next frames.
+
+        Args:
+            audio_codes: Tensor, shape = (B, K, f), integers, f >= 0.
+
+        Returns:
+            Tensor, shape = (B, audio_channels, f * frame_size).
+
+        Raises:
+            TypeError, ValueError: for codes of another type, shape or range; the stream is as before.
+        """
+        model, frame_size = self.model, self.model.config.frame_size
+        model._check_codes(audio_codes)
+        self._check_batch(audio_codes, "tensor of codes")
+        frames = audio_codes.shape[2]
+        audio = torch.empty(
+            self.batch_size, model.config.audio_channels, frames * frame_size, dtype=model.dtype, device=model.device
+        )
+        for start, stop in model._tiles(frames, self.batch_size):
+            latents = model.quantizer.lookup(audio_codes[..., start:stop].to(model.device)).to(model.dtype)
+            tile, self.state = model.decode_tile(latents, self.state)
+            audio[..., start * frame_size : stop * frame_size] = tile.transpose(1, 2)
+        return audio
+
+
+def find_stream(kind: type, carriers: tuple, wanted: bool, make):
+    """The stream to go on with in a call of transformers' native style, None where it streams nothing.
+
+    Native Mimi threads caches through its calls, ours the stream itself. A cache of transformers that a caller has made
+    in advance is accepted as well: a stream is begun and attached to it, as native code would fill it in place.
+
+    Args:
+        kind: [`EncoderStream`] or [`DecoderStream`].
+        carriers: what was passed as caches, None among them.
+        wanted: begin a stream where there is none yet.
+        make: makes that stream.
+
+    Raises:
+        TypeError, ValueError: for a cache that carries another kind of stream, or native state.
+    """
+    carriers = [carrier for carrier in carriers if carrier is not None]
+    if not carriers and not wanted:
+        return None
+    streams = [carrier if isinstance(carrier, _Stream) else getattr(carrier, _ATTRIBUTE, None) for carrier in carriers]
+    stream = next((stream for stream in streams if stream is not None), None)
+    if stream is None:
+        stream = make()
+        for carrier in carriers:
+            if not hasattr(carrier, "__dict__"):
+                raise TypeError(
+                    f"A cache of type {type(carrier).__name__} can carry no stream. Pass what the last call returned."
+                )
+            if getattr(carrier, "get_seq_length", int)() > 0:
+                raise ValueError(
+                    f"The {type(carrier).__name__} was filled by another model. Pass what the last call to this model"
+                    " returned, or an empty cache."
+                )
+            setattr(carrier, _ATTRIBUTE, stream)
+    if not isinstance(stream, kind):
+        raise TypeError(f"A {type(stream).__name__} was passed where a {kind.__name__} belongs.")
+    return stream
+
+
+__all__ = ["DecoderStream", "EncoderStream", "Flushed"]
