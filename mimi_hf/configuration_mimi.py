@@ -148,10 +148,10 @@ class MimiConfig(PreTrainedConfig):
         self._frame_rate = kwargs.pop("_frame_rate", frame_rate) if frame_rate is None else frame_rate
         dropped = [half for half in ("encoder", "decoder") if kwargs.pop(f"{half}_config", self) is None]
         self._has_encoder = self._has_decoder = True
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         for half in dropped:
             self._drop(half)
         self.validate_architecture()
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     @property
     def rope_theta(self) -> float:

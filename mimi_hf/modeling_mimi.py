@@ -119,6 +119,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             self.encoder_transformer = Transformer(config)
             if stride > 1:
                 self.downsample = CausalConv1d(width, width, 2 * stride, stride, pad_mode="replicate", bias=False)
+            self._add_native_names()
         self.quantizer = SplitResidualVectorQuantizer(config)
         if config.decoder_config is not None:
             if stride > 1:
@@ -416,6 +417,14 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         return DecoderStream(self, batch_size)
 
     # Helpers
+
+    def _add_native_names(self):
+        """Where Kyutai's speech-to-text model in transformers finds the convolutions, to build its padding cache."""
+        convolutions = [name for name, layer in self.encoder.named_modules() if isinstance(layer, CausalConv1d)]
+        # Past nn.Module's own bookkeeping: no parameter shall have a second name.
+        self.encoder.__dict__.update(
+            encoder_seanet=self.encoder, downsample=self.downsample, _conv1d_layer_names=convolutions
+        )
 
     def _tiles(self, frames: int, batch: int):
         """First frame and last frame + 1 of each tile of `frames`.

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, make_model
+from tiny import TINY, make_model
 
 from mimi_hf import MimiConfig
 from mimi_hf.layers.causal_conv import CausalConv1d, CausalConvTranspose1d

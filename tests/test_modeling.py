@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import FRAME, TINY, assert_same_audio, make_audio, make_model
+from tiny import FRAME, TINY, assert_same_audio, make_audio, make_model
 from transformers import PreTrainedModel
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FRAME, assert_same_audio, make_audio, make_model
+from tiny import FRAME, assert_same_audio, make_audio, make_model
 from transformers.cache_utils import DynamicCache
 
 from mimi_hf import DecoderStream, EncoderStream

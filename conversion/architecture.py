@@ -1,0 +1,115 @@
+"""The sizes of a codec, read off the shapes of its original tensors."""
+
+import re
+
+from ..configuration_mimi import MimiConfig
+
+# Tensors of which each axis is one field. Where one is missing the published size stands in, and the comparison of
+# keys that follows reports the tensor.
+_AXES = {
+    "encoder.model.0.conv.conv.weight": ("num_filters", "audio_channels", "kernel_size"),
+    "encoder.model.1.block.1.conv.conv.weight": (None, None, "residual_kernel_size"),
+    "decoder.model.{last}.conv.conv.weight": (None, None, "last_kernel_size"),
+    "decoder.model.0.conv.conv.weight": (None, "hidden_size", None),
+    "encoder_transformer.transformer.layers.0.linear1.weight": ("intermediate_size", None),
+    "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum": ("codebook_size", "codebook_dim"),
+}
+
+
+def infer_config(state) -> MimiConfig:
+    """The configuration of an original checkpoint, as far as tensors tell it.
+
+    They do not tell the sampling rate, the number of attention heads, the attention window, the dilations or the
+    padding: these have the published values.
+
+    Args:
+        state (dict[str, Tensor]): an original checkpoint in the spelling of [`canonical`]; it may be incomplete.
+
+    Raises:
+        ValueError: where the sizes and the published values contradict each other.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    last = max(_indices(shapes, r"decoder\.model\.(\d+)\."), default=0)
+    fields = {}
+    for name, axes in _AXES.items():
+        shape = shapes.get(name.format(last=last), ())
+        if len(shape) == len(axes):
+            fields |= {field: size for field, size in zip(axes, shape, strict=True) if field}
+    if "codebook_dim" in fields:
+        fields["vector_quantization_hidden_dimension"] = fields["codebook_dim"]
+    fields |= _seanet(shapes, last) | _counts(shapes)
+    fields |= _resampling(shapes, MimiConfig(**_only(fields, "upsampling_ratios")))
+    fields |= _attention(shapes, fields.get("hidden_size"))
+    try:
+        return MimiConfig(**fields)
+    except ValueError as error:
+        raise ValueError(
+            f"The sizes of these tensors do not go together with the published values of what tensors cannot tell"
+            f" (attention heads, sampling rate): {error} Pass the configuration of the checkpoint as `config`."
+        ) from error
+
+
+def _only(fields, *names):
+    return {name: fields[name] for name in names if name in fields}
+
+
+def _indices(shapes, pattern):
+    return sorted({int(found[1]) for found in map(re.compile(pattern).match, shapes) if found})
+
+
+def _seanet(shapes, last):
+    fields = {"use_conv_shortcut": any(".shortcut." in name for name in shapes)}
+    kernels = [shapes[f"decoder.model.{i}.convtr.convtr.weight"][-1] for i in _transposed(shapes)]
+    if kernels and all(kernel > 1 for kernel in kernels):
+        fields["upsampling_ratios"] = [kernel // 2 for kernel in kernels]
+        # Each ratio takes an activation, a convolution and its residual blocks; a first and two last layers are around.
+        fields["num_residual_layers"] = max((last - 2) // len(kernels) - 2, 0)
+    narrow, wide, _ = shapes.get("encoder.model.1.block.1.conv.conv.weight", (0, 0, 0))
+    if narrow and wide >= narrow:
+        fields["compress"] = wide // narrow
+    return fields
+
+
+def _transposed(shapes):
+    return _indices(shapes, r"decoder\.model\.(\d+)\.convtr\.convtr\.weight$")
+
+
+def _counts(shapes):
+    def count(pattern):
+        return max(_indices(shapes, pattern), default=-1) + 1
+
+    semantic, acoustic = (count(rf"quantizer\.rvq_{part}\.vq\.layers\.(\d+)\.") for part in ("first", "rest"))
+    fields = {"num_hidden_layers": count(r"(?:en|de)coder_transformer\.transformer\.layers\.(\d+)\.")}
+    if semantic and acoustic:
+        fields |= {"num_semantic_quantizers": semantic, "num_quantizers": semantic + acoustic}
+    if not any(name.startswith(("encoder.model.", "decoder.model.")) for name in shapes):
+        del fields["num_hidden_layers"]  # Another model's file: 0 layers would hide most of what is missing.
+    return fields
+
+
+def _resampling(shapes, config):
+    """`config` has the ratios of the checkpoint."""
+    down = shapes.get("downsample.conv.conv.conv.weight", ())
+    up = shapes.get("upsample.convtr.convtr.convtr.weight", ())
+    kernel = down[-1] if down else up[-1] if up else 0
+    fields = {}
+    if len(up) == 3 and up[1] and up[0] % up[1] == 0:
+        fields["upsample_groups"] = up[0] // up[1]
+    if not kernel and _transposed(shapes):
+        # Nothing is resampled: the groups play no role, but must divide any width.
+        fields |= {"frame_rate": config.encodec_frame_rate, "upsample_groups": 1}
+    elif kernel > 1 and kernel != 4:
+        fields["frame_rate"] = config.sampling_rate / config.hop_length / (kernel // 2)
+    return fields
+
+
+def _attention(shapes, hidden_size):
+    heads = MimiConfig().num_attention_heads
+    rows = shapes.get("encoder_transformer.transformer.layers.0.self_attn.in_proj_weight", (0,))[0]
+    if not hidden_size or hidden_size % heads:
+        return {}
+    # Rows of query, key and value: (heads + 2 * key_value_heads) * head_dim.
+    key_value_heads, rest = divmod(rows - hidden_size, 2 * (hidden_size // heads))
+    if rest or key_value_heads < 1 or heads % key_value_heads:
+        return {}
+    return {"num_key_value_heads": key_value_heads}

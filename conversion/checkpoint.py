@@ -1,0 +1,362 @@
+"""Whole checkpoints, converted in both directions. What is written was reloaded and compared first, bit by bit."""
+
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from ..configuration_mimi import MimiConfig
+from ..model_card import fill_card
+from . import is_folder_or_id
+from .architecture import infer_config
+from .keys import to_original, to_ours
+from .reading import read_original, sha256
+
+# Names listed per kind of problem, before only their number is told.
+_LISTED = 20
+_FOLDER = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Attributes:
+        output (Path): the folder or file.
+        tensors, parameters (int): tensors in the original format, and numbers in them, codebooks included.
+        sha256 (str): digest of the file in the original format, whether it was read or written.
+        url (str, optional): where it was uploaded to.
+    """
+
+    output: Path
+    tensors: int
+    parameters: int
+    sha256: str
+    url: str | None = None
+
+
+def convert_checkpoint(source, output_dir, config=None, force=False, push_to_hub=None, private=False):
+    """Convert an original Mimi checkpoint to a folder that `MimiModel.from_pretrained` loads.
+
+    The folder holds `config.json`, `model.safetensors` (float32), `preprocessor_config.json` and a filled model card.
+    It appears only once it has been reloaded and found equal to `source`, bit by bit; after a failure nothing is left.
+
+    Args:
+        source (str | Path): the original file: `.safetensors`, or a pickled state dict (`.pt`, `.pth`, `.th`, `.bin`,
+            `.ckpt`), by itself or under `model` or `best_state`.
+        output_dir (str | Path): the folder to make. The folder above it must exist.
+        config (MimiConfig | str | Path, optional): the architecture, or a `config.json`. By default sizes are read off
+            the tensors, and what they do not tell (attention heads, window, sampling rate, dilations) is as published.
+        force (bool): replace an earlier conversion in `output_dir`.
+        push_to_hub (str, optional): `"user/name"`, to upload the folder to. The token is that of `hf auth login` or of
+            the environment variable `HF_TOKEN`.
+        private (bool): whether a repository that the upload creates is private.
+
+    Returns:
+        [`ConversionReport`]
+
+    Raises:
+        FileNotFoundError, FileExistsError: `source` is not there; `output_dir` is, without `force`.
+        ValueError: `source` is damaged or another model's; the message lists every missing, unexpected, wrong-shaped
+            and not finite tensor.
+
+    Example:
+
+        >>> report = convert_checkpoint("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi")  # doctest: +SKIP
+        >>> report.tensors  # doctest: +SKIP
+        318
+    """
+    source, output_dir = Path(source), Path(output_dir)
+    _check_output(output_dir, force, folder=True)
+    if push_to_hub is not None:
+        _check_upload(push_to_hub)
+    original = read_original(source)
+    given = config is not None
+    config = _read_config(config) if given else infer_config(original)
+    _check_tensors(original, config, source, given)
+    digest = sha256(source)
+    card = fill_card(
+        config, source_name=source.name, sha256=digest, model_id=push_to_hub or f"./{output_dir.absolute().name}"
+    )
+    with _written_beside(output_dir) as temporary:
+        temporary.mkdir()
+        _write_folder(temporary, to_ours(original, config), config)
+        card.save(temporary / "README.md")
+        _verify_folder(temporary, original)
+    url = _upload(output_dir, push_to_hub, private) if push_to_hub else None
+    return ConversionReport(output_dir, len(original), _count(original), digest, url)
+
+
+def export_checkpoint(folder, output_file, force=False):
+    """Write a checkpoint of ours in Kyutai's original format, for Kyutai's own PyTorch, MLX and Rust implementations.
+
+    Args:
+        folder (str | Path): a folder that `MimiModel.from_pretrained` loads, or the id of one on the Hub.
+        output_file (str | Path): the `.safetensors` file to make, float32. The folder above it must exist.
+        force (bool): replace a file that is there.
+
+    Returns:
+        [`ConversionReport`]
+
+    Raises:
+        FileNotFoundError, FileExistsError: `folder` is not there; `output_file` is, without `force`.
+        ValueError: `folder` is no complete Mimi checkpoint, or one that the original format cannot hold.
+
+    Example:
+
+        >>> report = export_checkpoint("kyutai/mimi", "mimi.safetensors")  # doctest: +SKIP
+    """
+    output_file = Path(output_file)
+    if output_file.suffix != ".safetensors":
+        raise ValueError(
+            f"output_file={str(output_file)!r} must end in .safetensors, by which Kyutai's loader knows the format."
+        )
+    _check_output(output_file, force, folder=False)
+    ours, config = _load_folder(folder)
+    original = {name: tensor.contiguous() for name, tensor in to_original(ours, config).items()}
+    _check_tensors(original, config, folder, given=True)
+    with _written_beside(output_file) as temporary:
+        _save(original, temporary)
+        _compare(to_ours(load_file(temporary), config), ours)
+        digest = sha256(temporary)
+    return ConversionReport(output_file, len(original), _count(original), digest)
+
+
+def _count(state):
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def _read_config(config):
+    if isinstance(config, MimiConfig):
+        return config
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration file {str(path)!r}. Pass a MimiConfig or its config.json.")
+    return _mimi_config(path)
+
+
+def _mimi_config(name):
+    """The MimiConfig in a file, a folder or on the Hub; other models are refused, where transformers only warns."""
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{str(name)!r} holds no config.json. Pass the folder that save_pretrained wrote.")
+    values, _ = MimiConfig.get_config_dict(name)
+    if values.get("model_type") != "mimi":
+        raise ValueError(
+            f"{str(name)!r} describes a model of type {values.get('model_type')!r}, but only Mimi codecs ('mimi') can"
+            " be converted. Pass the folder of the codec itself."
+        )
+    return MimiConfig.from_dict(values)
+
+
+def _check_tensors(original, config, source, given):
+    """Raise one error that lists everything which keeps `original` from being a checkpoint of this architecture."""
+    expected = _expected_shapes(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in original.items()}
+    problems = {
+        "missing": [name for name in expected if name not in shapes],
+        "unexpected": [name for name in shapes if name not in expected],
+        "wrong shape": [
+            f"{name} is {shapes[name]}, must be {shape}"
+            for name, shape in expected.items()
+            if shapes.get(name, shape) != shape
+        ],
+        "not finite (NaN or infinity)": [name for name, value in original.items() if not value.isfinite().all()],
+    }
+    if not any(problems.values()):
+        return
+    raise ValueError(
+        f"{str(source)!r} is no complete checkpoint of this Mimi codec:\n{_listed(problems)}\n"
+        + _remedy(original, expected, problems, given)
+    )
+
+
+def _listed(problems):
+    """Lines of `kind (how many): names`."""
+    lines = []
+    for kind, names in problems.items():
+        if names:
+            more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            lines.append(f"  {kind} ({len(names)}): {'; '.join(names[:_LISTED])}{more}")
+    return "\n".join(lines)
+
+
+def _expected_shapes(config):
+    from ..modeling_mimi import MimiModel
+
+    with torch.device("meta"):
+        ours = MimiModel(config).state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in to_original(ours, config).items()}
+
+
+def _remedy(original, expected, problems, given):
+    if "encoder.layers.0.conv.weight" in original:
+        return "Its names are those of the Hub: nothing is to be converted, MimiModel.from_pretrained loads its folder."
+    if len(problems["missing"]) > len(expected) / 2:
+        return "Most of it is missing: this is another model's file. Pass the checkpoint of a Mimi codec."
+    if list(filter(problems.get, problems)) == ["not finite (NaN or infinity)"]:
+        return "Such a codec decodes to NaN: take an earlier checkpoint, or download it again."
+    if given:
+        return "Pass the configuration that belongs to these tensors, or take the complete checkpoint."
+    return "Take the complete checkpoint; where its sizes were misread from the tensors, pass its `config`."
+
+
+def _write_folder(folder, ours, config):
+    from ..feature_extraction_mimi import MimiFeatureExtractor
+
+    config = MimiConfig.from_dict({**config.to_dict(), "architectures": ["MimiModel"], "dtype": "float32"})
+    config.save_pretrained(folder)
+    # "format" is what transformers asks of a file.
+    ours = {name: tensor.contiguous() for name, tensor in ours.items()}
+    _save(ours, folder / "model.safetensors", metadata={"format": "pt"})
+    MimiFeatureExtractor(feature_size=config.audio_channels, sampling_rate=config.sampling_rate).save_pretrained(folder)
+
+
+def _save(state, path, metadata=None):
+    # safetensors makes files that only their owner can read; this one gets the permissions that the user's files have.
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(state, path, metadata)
+    path.chmod(mode)
+
+
+def _load_folder(folder):
+    """The tensors of a checkpoint of ours, float32, and its configuration; refused unless complete."""
+    from ..modeling_mimi import MimiModel
+
+    if not is_folder_or_id(folder):
+        raise FileNotFoundError(
+            f"{str(folder)!r} is neither a folder nor the id of a model on the Hub ('user/name'). Pass the folder that"
+            " save_pretrained wrote."
+        )
+    config = _mimi_config(folder)
+    try:
+        with _quiet():
+            # Sizes that differ are ignored only to be listed below with what else is wrong.
+            model, info = MimiModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"The weights in {str(folder)!r} cannot be read ({error}). Save or download the checkpoint again."
+        ) from error
+    problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(problems.values()):
+        raise ValueError(
+            f"{str(folder)!r} is no complete Mimi checkpoint:\n{_listed(problems)}\nPass a folder whose config.json"
+            " belongs to its weights."
+        )
+    return model.state_dict(), model.config
+
+
+@contextmanager
+def _quiet():
+    """No progress bar and no load report of transformers: what it would say is raised here as one error."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _verify_folder(folder, original):
+    ours, config = _load_folder(folder)
+    _compare(to_original(ours, config), original)
+
+
+def _compare(found, wanted):
+    """Raise unless two state dicts hold the same names, shapes and bits; -0.0 is not 0.0."""
+    bits = torch.int32
+    differing = set(found) ^ set(wanted)
+    for name in found.keys() & wanted.keys():
+        if not torch.equal(found[name].view(bits), wanted[name].view(bits)):
+            differing.add(name)
+    if differing:
+        raise RuntimeError(
+            f"What was written differs from its source in {len(differing)} tensors ({', '.join(sorted(differing)[:5])},"
+            " ...), so it was removed. Check the disk; if that is sound, this is a bug of mimi_hf: please report it."
+        )
+
+
+def _check_output(output, force, folder):
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"{str(output.parent)!r}, where {output.name!r} is to be written, is no folder. Make it first."
+        )
+    if not output.exists():
+        return
+    if output.is_dir() != folder:
+        raise FileExistsError(
+            f"{str(output)!r} is a {'folder' if output.is_dir() else 'file'}, but a {'folder' if folder else 'file'} is"
+            " to be written there. Choose another name."
+        )
+    entries = [entry.name for entry in output.iterdir()] if folder else []
+    if folder and not entries:
+        return
+    if not force:
+        raise FileExistsError(f"{str(output)!r} exists. Choose another name, or pass force=True to replace it.")
+    foreign = sorted(set(entries) - {*_FOLDER})
+    if foreign:
+        raise FileExistsError(
+            f"{str(output)!r} holds more than a conversion ({', '.join(foreign[:5])}), which force=True would delete."
+            " Choose another name, or move these away."
+        )
+
+
+@contextmanager
+def _written_beside(output):
+    """A path beside `output`, which takes its place at the end, in one step; after an error it is removed."""
+    output = output.resolve()
+    temporary, replaced = (output.with_name(f".{output.name}.{uuid4().hex[:8]}.{end}") for end in ("new", "old"))
+    try:
+        yield temporary
+        if not output.is_dir():
+            os.replace(temporary, output)
+            return
+        # A folder cannot be renamed onto one that holds files: the old one steps aside, and back if that fails.
+        os.rename(output, replaced)
+        try:
+            os.rename(temporary, output)
+        except OSError:
+            os.rename(replaced, output)
+            raise
+        shutil.rmtree(replaced)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_upload(repo_id):
+    validate_repo_id(repo_id)
+    if get_token() is None:
+        raise ValueError(
+            f"push_to_hub={repo_id!r} needs a token of the Hub, and there is none. Run `hf auth login`, or set the"
+            " environment variable HF_TOKEN."
+        )
+
+
+def _upload(folder, repo_id, private):
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Convert with mimi_hf")
+        return str(url)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{str(folder)!r} is converted and verified, but could not be uploaded to {repo_id!r}: {error} Upload it"
+            f" with `hf upload {repo_id} {folder}`."
+        ) from error

@@ -1,0 +1,177 @@
+"""At the published size: the codes and the audio of Kyutai's own code and of transformers' native Mimi."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.full_size
+RATE, FRAME = 24_000, 1920
+SECONDS = [1.6, 25, 60]  # the last two are longer than the attention window of 10 s
+
+
+def make_speechlike(samples, batch=1, seed=0):
+    """Harmonics that glide, and noise, in syllables: Tensor, shape = (batch, 1, samples)."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(samples) / RATE
+    rows = []
+    for _ in range(batch):
+        pitch = 120 + 60 * torch.rand((), generator=generator) + 30 * torch.sin(time * 2)
+        phase = 2 * torch.pi * torch.cumsum(pitch / RATE, 0)
+        voice = sum(torch.sin(phase * k) / k for k in range(1, 12))
+        noise = torch.randn(samples, generator=generator)
+        rows.append((0.2 * voice + 0.05 * noise) * (0.55 + 0.45 * torch.sin(time * 20)))
+    return torch.stack(rows)[:, None]
+
+
+def agreement(codes, other):
+    assert codes.shape == other.shape
+    return (codes == other).float().mean()
+
+
+def assert_same_audio(actual, expected):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def make_original_checkpoint(path):
+    """Kyutai's own model with random weights, filled so that every part matters, saved in its own format."""
+    from moshi.models import loaders
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    state = loaders.get_mimi(None, num_codebooks=32).state_dict()
+    for name, tensor in state.items():
+        if name.endswith("layer_scale_1.scale") or name.endswith("layer_scale_2.scale"):
+            tensor.fill_(0.3)  # 0.01 would hide the transformers
+        elif name.endswith("embedding_sum"):
+            tensor.copy_(torch.randn_like(tensor) * 0.3)
+        elif name.endswith("cluster_usage"):
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+        elif name.endswith("_initialized"):
+            tensor.fill_(1)
+    # Kyutai's published file has the names of an older version of their code.
+    renamed = {name.replace("_projs.0.weight", "_proj.weight"): tensor for name, tensor in state.items()}
+    renamed = {
+        name.replace("in_proj.weight", "in_proj_weight"): tensor.contiguous() for name, tensor in renamed.items()
+    }
+    save_file(renamed, path)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Kyutai's checkpoint file."""
+    pytest.importorskip("moshi", reason="Kyutai's own package is not installed: pip install --no-deps moshi==0.2.13 …")
+    path = tmp_path_factory.mktemp("original") / "tokenizer-seeded.safetensors"
+    make_original_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(original, tmp_path_factory):
+    """The folder that our conversion makes of it."""
+    from mimi_hf.conversion import convert_checkpoint
+
+    folder = tmp_path_factory.mktemp("converted") / "mimi"
+    convert_checkpoint(original, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(converted):
+    from mimi_hf import MimiModel
+
+    return MimiModel.from_pretrained(converted)
+
+
+@pytest.fixture(scope="module")
+def kyutai(original):
+    from moshi.models import loaders
+
+    return loaders.get_mimi(original, num_codebooks=32)
+
+
+@pytest.fixture(scope="module")
+def native(converted):
+    from transformers.models.mimi.modeling_mimi import MimiModel
+
+    return MimiModel.from_pretrained(converted)
+
+
+@pytest.mark.parametrize("samples", [1, FRAME - 1, FRAME + 1, 3 * RATE + 7, *(int(s * RATE) - 5 for s in SECONDS)])
+@torch.no_grad()
+def test_kyutai(ours, kyutai, samples):
+    audio = make_speechlike(samples)
+    codes = kyutai.encode(audio)
+    assert agreement(ours.encode(audio).audio_codes, codes) >= 0.9999
+    assert_same_audio(ours.decode(codes).audio_values, kyutai.decode(codes))
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+@torch.no_grad()
+def test_native(ours, native, seconds):
+    audio = make_speechlike(int(seconds * RATE))
+    codes = native.encode(audio).audio_codes
+    assert agreement(ours.encode(audio).audio_codes, codes) >= 0.9999
+    assert_same_audio(ours.decode(codes).audio_values, native.decode(codes).audio_values)
+
+
+@torch.no_grad()
+def test_latents_of_native(ours, native):
+    audio = make_speechlike(2 * FRAME)
+    theirs = native.encoder(audio).latents
+    torch.testing.assert_close(ours.encode_latents(audio), theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [[7, 1, 5000], [FRAME - 1], [FRAME], [FRAME + 1], [96_000]])
+@torch.no_grad()
+def test_streaming_equals_offline(ours, sizes):
+    audio = make_speechlike(12 * RATE + 3)
+    encoder, decoder = ours.encoder_stream(), ours.decoder_stream()
+    codes, start = [], 0
+    while start < audio.shape[2]:
+        for size in sizes:
+            codes.append(encoder.push(audio[..., start : start + size]))
+            start += size
+    codes.append(encoder.flush().audio_codes)
+    pieces = [decoder.push(piece) for piece in codes]
+    codes = torch.cat(codes, dim=2)
+    assert agreement(codes, ours.encode(audio).audio_codes) >= 0.9999
+    assert_same_audio(torch.cat(pieces, dim=2), ours.decode(codes).audio_values)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@torch.no_grad()
+def test_ragged_batch_equals_each_row_alone(ours, side):
+    lengths = [48_000, 1920, 1, 70_001, 33_333, 23_999, 5 * 1920, 66_666]
+    rows = [make_speechlike(length, seed=seed)[0] for seed, length in enumerate(lengths)]
+    batch = torch.randn(8, 1, max(lengths), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(8, max(lengths), dtype=torch.bool)
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        extent = slice(0, length) if side == "right" else slice(max(lengths) - length, None)
+        batch[index, :, extent] = row
+        mask[index, extent] = True
+    output = ours.encode(batch, mask)
+    same = total = 0
+    for index, row in enumerate(rows):
+        alone = ours.encode(row[None]).audio_codes[0]
+        found = output.audio_codes[index][:, output.audio_codes_mask[index]]
+        assert found.shape == alone.shape
+        assert torch.equal(found[:, -1], alone[:, -1])
+        same, total = same + (found == alone).sum(), total + alone.numel()
+    assert same / total >= 0.9999
+
+
+@torch.no_grad()
+def test_exported_weights_give_the_same_in_kyutais_loaders(ours, converted, kyutai, tmp_path):
+    from moshi.models import loaders
+
+    from mimi_hf.conversion import export_checkpoint
+
+    export_checkpoint(converted, tmp_path / "back.safetensors")
+    audio = make_speechlike(4 * FRAME)
+    again = loaders.get_mimi(tmp_path / "back.safetensors", num_codebooks=8)
+    codes = kyutai.encode(audio)[:, :8]
+    assert torch.equal(again.encode(audio), codes)
+    rustymimi = pytest.importorskip("rustymimi", reason="rustymimi is not installed: pip install rustymimi==0.4.1")
+    candle = rustymimi.Tokenizer(str(tmp_path / "back.safetensors"), num_codebooks=8)
+    theirs = torch.from_numpy(candle.encode(audio.numpy()).astype("int64"))
+    assert agreement(ours.encode(audio, num_quantizers=8).audio_codes, theirs) >= 0.97  # its arithmetic differs

@@ -1,0 +1,118 @@
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import make_model
+from typer.testing import CliRunner
+
+from mimi_hf.cli import app
+from mimi_hf.roundtrip import roundtrip
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "a recording, ä.wav"
+    time = np.arange(44_100 // 2) / 44_100
+    soundfile.write(path, np.stack([np.sin(440 * time), np.cos(300 * time)], axis=1) * 0.3, 44_100)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_roundtrip_writes_and_reports(recording, checkpoint, tmp_path):
+    output = tmp_path / "back.flac"
+    result = run("roundtrip", recording, output, "--model", checkpoint, "--num-quantizers", 3)
+    assert result.exit_code == 0, result.output
+    audio, rate = soundfile.read(output)
+    assert rate == 24_000
+    assert audio.shape == (12_000,)  # mono like the model, as long as the recording
+    bits = 3 * 6 * 24_000 / 24 / 1000
+    for fact in (
+        "0.50 s of audio",
+        "500 of 3 codes, 1500 in all",
+        f"{bits:.2f} kbps",
+        "encode",
+        "decode",
+        "x real time",
+    ):
+        assert fact in result.output
+
+
+def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path):
+    from mimi_hf import MimiFeatureExtractor
+
+    model = make_model()
+    done = []
+    report = roundtrip(model, recording, tmp_path / "back.wav", num_quantizers=4, progress=done.append)
+    inputs = MimiFeatureExtractor()(recording, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, num_quantizers=4)
+    audio, _ = soundfile.read(tmp_path / "back.wav", dtype="float32")
+    np.testing.assert_allclose(audio, expected.audio_values[0, 0].clamp(-1, 1), atol=2 / 2**15)
+    assert report.frames == expected.audio_codes.shape[2]
+    assert done == sorted(done)
+    assert done[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["roundtrip", "{wav}", "{dir}/taken.wav", "-m", "{model}"], 1, "exists.*--force"),
+        (["roundtrip", "{dir}/absent.wav", "{dir}/out.wav", "-m", "{model}"], 1, "absent.wav is no file"),
+        (["roundtrip", "{wav}", "{dir}/out.mp3", "-m", "{model}"], 2, "must end in one of"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{model}", "-k", "7"], 1, "num_quantizers=7"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{model}", "--dtype", "int8"], 2, "must be float32"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{dir}/nowhere"], 1, "hf download|cannot be loaded"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{dir}"], 1, "cannot be loaded"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "kyutai/mimi"], 1, "hf download kyutai/mimi"),
+        (["roundtrip", "{dir}/text.wav", "{dir}/out.wav", "-m", "{model}"], 1, "text.wav"),
+        (["roundtrip", "{dir}/nan.wav", "{dir}/out.wav", "-m", "{model}"], 1, "NaN"),
+        (["roundtrip", "{wav}"], 2, "Missing argument"),
+        (["convert", "{dir}/absent.safetensors", "{dir}/folder"], 1, "absent.safetensors"),
+    ],
+)
+def test_mistakes_are_explained_and_write_nothing(recording, checkpoint, tmp_path, arguments, status, message):
+    (tmp_path / "taken.wav").write_bytes(b"precious")
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 24_000, subtype="FLOAT")
+    before = sorted(tmp_path.iterdir())
+    places = {"wav": recording, "dir": tmp_path, "model": checkpoint}
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == status, result.output
+    assert re.search(message, re.sub(r"[\s│]+", " ", result.output)), result.output
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "taken.wav").read_bytes() == b"precious"
+
+
+def test_force_replaces_and_quiet_is_quiet(recording, checkpoint, tmp_path):
+    output = tmp_path / "back.wav"
+    output.write_bytes(b"old")
+    result = run("roundtrip", recording, output, "--model", checkpoint, "--force", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert soundfile.info(output).frames == 12_000
+
+
+def test_a_checkpoint_cut_short_is_explained(recording, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    result = run("roundtrip", recording, tmp_path / "out.wav", "--model", tmp_path / "model")
+    assert result.exit_code == 1
+    assert "cannot be loaded" in result.output
+
+
+@pytest.mark.parametrize("command", ["roundtrip", "convert"])
+def test_the_installed_command_teaches(command):
+    script = os.path.join(os.path.dirname(sys.executable), "mimi-hf")
+    overview = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert command in overview
+    page = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"mimi-hf {command} " in page  # an example
