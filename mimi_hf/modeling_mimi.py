@@ -132,7 +132,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         # A full checkpoint holds the half that was dropped, too.
         for half, names in (("encoder", "downsample"), ("decoder", "upsample")):
             if getattr(self, half) is None:
-                self._keys_to_ignore_on_load_unexpected |= {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
+                unused = {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
+                self._keys_to_ignore_on_load_unexpected = unused.union(self._keys_to_ignore_on_load_unexpected or ())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
