@@ -3,13 +3,15 @@
 A convolution whose kernel is `taps * stride` reads, for each output step, `taps` consecutive blocks of `stride`
 samples. On a channels-last tensor such a block is a contiguous vector of `stride * C` numbers. So the convolution is
 the sum of `taps` matrix products of views, without im2col; a transposed convolution is the same sum the other way
-round, and its output is a view. Both keep their weights in the 1-d channels-last format, whose matrices are views too.
+round, and its output is a view. Both keep their weights in a memory format in which the matrices are views too.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .product import sum_of_products
 
 
 class ConvState(NamedTuple):
@@ -23,42 +25,24 @@ class ConvState(NamedTuple):
     started: Tensor | None
 
 
-def sum_of_products(blocks: list[Tensor], matrices: list[Tensor], bias: Tensor | None) -> Tensor:
-    """`sum(block @ matrix) + bias`.
-
-    Args:
-        blocks: Tensors, each of shape (B, T, M).
-        matrices: Tensors, each of shape (M, N).
-        bias: Tensor, shape = (N,), or None.
-
-    Returns:
-        Tensor, shape = (B, T, N).
-    """
-    batch, steps, width = blocks[0].shape
-    total = None
-    for block, matrix in zip(blocks, matrices, strict=True):
-        rows = block.reshape(batch * steps, width)  # a view where the batch is 1
-        if total is not None:
-            total = total.addmm_(rows, matrix)
-        elif bias is not None:
-            total = torch.addmm(bias, rows, matrix)
-        else:
-            total = rows @ matrix
-    return total.view(batch, steps, -1)
-
-
 class _ChannelsLastConv(nn.Module):
     """What both kinds of convolution share: the weight's memory format. `conv` only holds the parameters."""
 
     conv: nn.Conv1d | nn.ConvTranspose1d
+    memory_order: tuple[int, int, int]  # of the weight's dimensions, outermost first
 
     @torch.no_grad()
     def arrange_weight(self):
-        """Lay the weight out as (first, kernel, second) in memory, its shape unchanged, so that blocks are views."""
+        """Lay the weight out in memory so that its matrices are views with contiguous rows. Its shape stays."""
         weight = self.conv.weight
-        by_tap = weight.transpose(1, 2)
-        if not by_tap.is_contiguous() and weight.device.type != "meta":
-            weight.data = by_tap.contiguous().transpose(1, 2)
+        arranged = weight.permute(self.memory_order)
+        if not arranged.is_contiguous() and weight.device.type != "meta":
+            inverse = [self.memory_order.index(dimension) for dimension in range(3)]
+            weight.data = arranged.contiguous().permute(inverse)
+
+    def _by_tap(self) -> Tensor:
+        """The weight in memory order."""
+        return self.conv.weight.permute(self.memory_order)
 
     def _new_state(self, x: Tensor, steps: int, replicate: bool = False) -> ConvState:
         previous = x.new_zeros(x.shape[0], steps, x.shape[2])
@@ -74,6 +58,8 @@ class CausalConv1d(_ChannelsLastConv):
             kernel is a multiple of it and the dilation is 1.
         pad_mode: "constant" for silence before the first sample, "replicate" to repeat that sample.
     """
+
+    memory_order = (0, 2, 1)  # out_channels, kernel, in_channels: torch's 1-d channels-last format
 
     def __init__(
         self,
@@ -104,11 +90,10 @@ class CausalConv1d(_ChannelsLastConv):
         blocks = x.reshape(batch, length // self.stride, self.stride * channels)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
         views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
-        kernel = self.conv.weight.transpose(1, 2).reshape(-1, self.taps, self.stride * channels)
-        matrices = [matrix.t() for matrix in kernel.unbind(1)]
+        matrices = self._by_tap().reshape(-1, self.taps, self.stride * channels).unbind(1)
         if self.taps > 1 and blocks.shape[2] < 16:
             # Audio itself has one or two channels: too narrow for products of its own.
-            views, matrices = [torch.cat(views, dim=2)], [torch.cat(matrices)]
+            views, matrices = [torch.cat(views, dim=2)], [torch.cat(matrices, dim=1)]
         return sum_of_products(views, matrices, self.conv.bias), state
 
     def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
@@ -128,6 +113,8 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         in_channels, out_channels, kernel_size, stride, groups, bias: as for `torch.nn.ConvTranspose1d`. The kernel is
             a multiple of the stride.
     """
+
+    memory_order = (2, 1, 0)  # kernel, out_channels / groups, in_channels
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1, bias: bool = True
@@ -152,8 +139,7 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         return y.reshape(x.shape[0], steps * self.stride, -1), state
 
     def _product(self, views: list[Tensor]) -> Tensor:
-        kernel = self.conv.weight.transpose(1, 2)  # (C, taps * stride, out_channels)
-        matrices = [matrix.reshape(kernel.shape[0], -1) for matrix in kernel.split(self.stride, dim=1)]
+        matrices = self._by_tap().reshape(self.taps, -1, views[0].shape[2]).unbind(0)
         bias = self.conv.bias
         return sum_of_products(views, matrices, None if bias is None else bias.repeat(self.stride))
 

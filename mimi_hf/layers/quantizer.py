@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .product import sum_of_products
+
 EPSILON = 1e-5
 
 
@@ -68,7 +70,7 @@ class ResidualVectorQuantizer(nn.Module):
         """The codebooks ready for use, derived from the buffers whenever these have changed.
 
         Returns:
-            Tensor, shape = (num_quantizers, V, codebook_dim), and half the squared norms, shape = (num_quantizers, V).
+            Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
         """
         codebooks = [layer.codebook for layer in self.layers]
         buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
@@ -77,7 +79,7 @@ class ResidualVectorQuantizer(nn.Module):
         if self._tables is None or not _same(self._tables[0], key):
             with torch.no_grad():
                 entries = torch.stack([codebook.embed for codebook in codebooks])
-                self._tables = (key, entries, entries.square().sum(dim=2) / 2)
+                self._tables = (key, entries, entries.square().sum(dim=2) / -2)
         return self._tables[1:]
 
     def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
@@ -91,14 +93,13 @@ class ResidualVectorQuantizer(nn.Module):
         Returns:
             Tensor, shape = (B, num_quantizers, F), int64.
         """
-        batch, frames, _ = latents.shape
-        residual = _project(self.input_proj, latents).float().flatten(0, 1)  # (B * F, codebook_dim)
+        residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
         codes = []
-        for entries, half_norms in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
-            code = torch.addmm(half_norms, residual, entries.t(), beta=-1).argmax(dim=1)
+        for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
+            code = sum_of_products([residual], [entries], offsets).argmax(dim=2)
             residual = residual - F.embedding(code, entries)
             codes.append(code)
-        return torch.stack(codes).view(-1, batch, frames).transpose(0, 1)
+        return torch.stack(codes, dim=1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The sums of the entries that the codes name: all codebooks in one lookup.
@@ -113,8 +114,8 @@ class ResidualVectorQuantizer(nn.Module):
         entries, _ = self.tables()
         offsets = self.codebook_size * torch.arange(levels, device=codes.device)
         rows = (codes.transpose(1, 2) + offsets).reshape(batch * frames, levels)
-        sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum")
-        return _project(self.output_proj, sums).view(batch, frames, -1)
+        sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum").view(batch, frames, -1)
+        return _project(self.output_proj, sums)
 
 
 def _same(old_key, key) -> bool:
@@ -124,7 +125,10 @@ def _same(old_key, key) -> bool:
 
 
 def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
-    return x if projection is None else F.linear(x.to(projection.weight.dtype), projection.weight.squeeze(2))
+    if projection is None:
+        return x
+    weight = projection.weight.squeeze(2)
+    return sum_of_products([x.to(weight.dtype)], [weight], None)
 
 
 class SplitResidualVectorQuantizer(nn.Module):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .product import linear
+
 
 class TransformerState(NamedTuple):
     """The last `W - 1` steps of a stream, as the attention of each layer saw them.
@@ -66,12 +68,16 @@ class Attention(nn.Module):
             Tensor, shape = (B, T, D), and the keys and values of the last W - 1 steps.
         """
         steps, past = x.shape[1], keys.shape[2]
-        query = self._heads(self.q_proj(x))
-        keys = torch.cat([keys, self._heads(self.k_proj(x))], dim=2)
-        values = torch.cat([values, self._heads(self.v_proj(x))], dim=2)
+        query = self._heads(linear(self.q_proj, x))
+        keys = torch.cat([keys, self._heads(linear(self.k_proj, x))], dim=2)
+        values = torch.cat([values, self._heads(linear(self.v_proj, x))], dim=2)
         query = rotate(query, (table[0][past:], table[1][past:]))
         y = self._attend(query, rotate(keys, table), values, mask, implementation)
-        return self.o_proj(y.transpose(1, 2).flatten(2)), keys[:, :, steps:].clone(), values[:, :, steps:].clone()
+        return (
+            linear(self.o_proj, y.transpose(1, 2).flatten(2)),
+            keys[:, :, steps:].clone(),
+            values[:, :, steps:].clone(),
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
@@ -95,7 +101,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return linear(self.fc2, self.activation(linear(self.fc1, x)))
 
 
 class LayerScale(nn.Module):
