@@ -78,6 +78,15 @@ class DecoderState(NamedTuple):
     seanet: tuple
 
 
+def _in_pieces(layer: nn.Module, x: Tensor, state, steps: int):
+    """`layer(x, state)`, `steps` time steps of x: Tensor, shape = (B, T, C), at a time."""
+    pieces = []
+    for piece in x.split(steps, dim=1):
+        y, state = layer(piece, state)
+        pieces.append(y)
+    return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]), state
+
+
 class MimiModel(PreTrainedAudioTokenizerBase):
     """Kyutai's Mimi codec (arXiv:2410.00037, section 3.3).
 
@@ -262,7 +271,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             Tensor, shape = (B, F, D), and the state for the next tile.
         """
         seanet, transformer, downsample = (None, None, None) if state is None else state
-        x, seanet = self.encoder(audio, seanet)
+        x, seanet = _in_pieces(self.encoder, audio, seanet, self._piece_frames(len(audio)) * self.config.frame_size)
         x, transformer = self.encoder_transformer(x, transformer)
         if self.downsample is not None:
             x, downsample = self.downsample(x, downsample)
@@ -358,7 +367,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         if self.upsample is not None:
             x, upsample = self.upsample(x, upsample)
         x, transformer = self.decoder_transformer(x, transformer)
-        x, seanet = self.decoder(x, seanet)
+        x, seanet = _in_pieces(self.decoder, x, seanet, self._piece_frames(len(x)) * self.config.latent_stride)
         return x, DecoderState(upsample, transformer, seanet)
 
     # Both
@@ -428,12 +437,13 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         )
 
     def _tiles(self, frames: int, batch: int):
-        """First frame and last frame + 1 of each tile of `frames`.
-
-        On a CPU the activations of a tile should stay in its cache, elsewhere a tile should fill the device.
-        """
-        step = max(1, (24 if self.device.type == "cpu" else 1024) // batch)
+        """First frame and last frame + 1 of each tile of `frames`: enough rows for the products of the transformers."""
+        step = max(1, (192 if self.device.type == "cpu" else 1024) // batch)
         return ((start, min(start + step, frames)) for start in range(0, frames, step))
+
+    def _piece_frames(self, batch: int) -> int:
+        """Frames that a SEANet takes at once: on a CPU its activations should stay in the cache."""
+        return max(1, (24 if self.device.type == "cpu" else 1024) // batch)
 
     def _arrange_weights(self):
         for module in self.modules():

@@ -41,6 +41,8 @@ def test_any_architecture_gives_the_same_whole_and_in_tiles(changes, monkeypatch
     with torch.no_grad():
         whole = model.decode(codes).audio_values
     assert whole.shape == (2, model.config.audio_channels, size * 11)
+    monkeypatch.setattr(MimiModel, "_piece_frames", lambda self, batch: 2)
+    assert torch.equal(model.encode(audio).audio_codes, codes)
     monkeypatch.setattr(MimiModel, "_tiles", lambda self, frames, batch: ((i, i + 1) for i in range(frames)))
     assert torch.equal(model.encode(audio).audio_codes, codes)
     with torch.no_grad():
