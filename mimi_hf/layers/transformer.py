@@ -73,11 +73,8 @@ class Attention(nn.Module):
         values = torch.cat([values, self._heads(linear(self.v_proj, x))], dim=2)
         query = rotate(query, (table[0][past:], table[1][past:]))
         y = self._attend(query, rotate(keys, table), values, mask, implementation)
-        return (
-            linear(self.o_proj, y.transpose(1, 2).flatten(2)),
-            keys[:, :, steps:].clone(),
-            values[:, :, steps:].clone(),
-        )
+        y = linear(self.o_proj, y.transpose(1, 2).flatten(2))
+        return y, keys[:, :, steps:].clone(), values[:, :, steps:].clone()
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
