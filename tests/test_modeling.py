@@ -168,6 +168,17 @@ def test_gradients_reach_every_parameter_up_to_the_quantizer():
     assert audio.grad.abs().sum(dim=(0, 1)).all()
 
 
+def test_inference_mode_leaves_the_model_fit_for_training(checkpoint):
+    model = MimiModel.from_pretrained(checkpoint)
+    audio = make_audio(4 * FRAME)
+    with torch.inference_mode():
+        codes = model(audio).audio_codes
+    model.train()
+    model.decode_latents(model.encode_latents(audio)).sum().backward()
+    model.decode(codes.clone()).audio_values.sum().backward()
+    assert model.encoder.layers[0].conv.weight.grad.any()
+
+
 def test_gradient_is_the_derivative():
     model = make_model(pad_mode="replicate").double()
     audio = make_audio(3 * FRAME).double()

@@ -31,6 +31,7 @@ class _ChannelsLastConv(nn.Module):
     conv: nn.Conv1d | nn.ConvTranspose1d
     memory_order: tuple[int, int, int]  # of the weight's dimensions, outermost first
 
+    @torch.inference_mode(False)  # the weight must stay fit for training
     @torch.no_grad()
     def arrange_weight(self):
         """Lay the weight out in memory so that its matrices are views with contiguous rows. Its shape stays."""

@@ -77,7 +77,7 @@ class ResidualVectorQuantizer(nn.Module):
         # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
         key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
         if self._tables is None or not _same(self._tables[0], key):
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 entries = torch.stack([codebook.embed for codebook in codebooks])
                 self._tables = (key, entries, entries.square().sum(dim=2) / -2)
         return self._tables[1:]
