@@ -2,18 +2,19 @@
 
     python benchmarks/memory.py --minutes 1 --minutes 60
 
-Each direction and length runs in a process of its own; the peak is the operating system's, above that before the call.
+Each direction and length runs in a process of its own, whose resident memory is sampled every few milliseconds.
 """
 
 import json
-import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
 
 import peers
+import psutil
 import torch
 import typer
 
@@ -30,11 +31,11 @@ def measure(folder: Path, direction: str, minutes: float) -> dict:
     with torch.inference_mode():
         # What is made once and kept (derived codebooks, memory formats) belongs to the model, not to the audio.
         model.decode(model.encode(torch.zeros(1, 1, 3 * peers.FRAME)).audio_codes)
-        before = _peak()
+        peak = PeakMemory()
         begin = time.perf_counter()
         out = model.encode(audio).audio_codes if direction == "encode" else model.decode(codes).audio_values
         seconds = time.perf_counter() - begin
-    above = _peak() - before
+        above = peak.stop()
     return {
         "direction": direction,
         "minutes": minutes,
@@ -45,10 +46,24 @@ def measure(folder: Path, direction: str, minutes: float) -> dict:
     }
 
 
-def _peak() -> int:
-    """Bytes; the operating systems differ in the unit."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+class PeakMemory:
+    """The most resident memory, in bytes, above that at the start."""
+
+    def __init__(self):
+        self.process = psutil.Process()
+        self.start = self.peak = self.process.memory_info().rss
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._sample)
+        self.thread.start()
+
+    def _sample(self):
+        while not self.stopped.wait(0.005):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def stop(self) -> int:
+        self.stopped.set()
+        self.thread.join()
+        return self.peak - self.start
 
 
 def main(

@@ -157,7 +157,7 @@ def to_numpy(array):
 def _open(source):
     """What soundfile opens for `source`, and what to call it in messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source), f"the audio of {len(source)} bytes"
+        return io.BytesIO(source), f"the audio of {memoryview(source).nbytes} bytes"
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         if not os.path.exists(path) or os.path.isdir(path):

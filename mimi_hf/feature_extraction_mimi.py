@@ -22,9 +22,11 @@ MAX_CHANNELS = 8
 class MimiFeatureExtractor(SequenceFeatureExtractor):
     """Turns audio into `input_values` and `padding_mask` for [`MimiModel`].
 
-    What transformers' `EncodecFeatureExtractor` (which the Hub's Mimi checkpoints name) accepts gives the same result
-    here, bit for bit. Beyond that, files and tensors are taken as well, and other sampling rates and numbers of
-    channels are converted instead of refused.
+    Sound audio that transformers' `EncodecFeatureExtractor` (which the Hub's Mimi checkpoints name) accepts gives the
+    same result here, bit for bit. Beyond that, files and tensors are taken as well, and other sampling rates and
+    numbers of channels are converted instead of refused. What it lets pass although it cannot be right is refused:
+    integers of unknown scale, NaN and infinity, empty audio. And a list of arrays or tensors is always a batch, where
+    it takes a list of two tensors, for a stereo model, for the two channels of one example.
 
     Args:
         feature_size (int): channels of the model: 1 for mono, 2 for stereo.

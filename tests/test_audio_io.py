@@ -155,6 +155,8 @@ class TestWriting:
         write_audio(tmp_path / "a.wav", np.array([-3.0, -1.0, 0.0, 1.0, 3.0]), RATE)
         samples, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
         assert samples.tolist() == [-32768, -32768, 0, 32767, 32767]
+        write_audio(tmp_path / "a.ogg", 20 * sine(), RATE)  # Vorbis itself would keep what is louder
+        assert np.abs(read_audio(tmp_path / "a.ogg")[0]).max() < 2
 
     def test_minutes_of_ogg(self, tmp_path):
         # In one call, libsndfile overflows its stack and takes the process with it.

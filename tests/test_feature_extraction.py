@@ -341,9 +341,10 @@ class TestRatesAndChannels:
         np.testing.assert_array_equal(
             MimiFeatureExtractor()(six, sampling_rate=RATE)["input_values"][0], six.mean(axis=0, keepdims=True)
         )
-        # The orientation of an array with so many rows is not clear, that of a file is.
-        batch = MimiFeatureExtractor()(as_form("bytes", sixteen, RATE, tmp_path))
-        assert_only(sixteen.mean(axis=0, keepdims=True), batch)
+        # The orientation of an array with so many rows is not clear, that of a file or a decoder is.
+        for form in ("bytes", "decoder"):
+            batch = MimiFeatureExtractor()(as_form(form, sixteen, RATE, tmp_path))
+            assert_only(sixteen.mean(axis=0, keepdims=True), batch)
         with pytest.raises(ValueError, match="example 0: 6 channels cannot be mixed to 2"):
             MimiFeatureExtractor(feature_size=2)(six, sampling_rate=RATE)
 
@@ -384,6 +385,12 @@ class TestLengths:
     def test_errors(self, options, message):
         with pytest.raises(ValueError, match=message):
             MimiFeatureExtractor()([noise(10), noise(20)], sampling_rate=RATE, **options)
+
+    def test_unknown_options_are_refused_before_any_work(self):
+        with pytest.raises(ValueError, match="TensorType"):
+            MimiFeatureExtractor()("nothing.wav", return_tensors="tf")
+        with pytest.raises(ValueError, match="PaddingStrategy"):  # EncodecFeatureExtractor lets this one pass
+            MimiFeatureExtractor(chunk_length_s=0.01, overlap=0)(noise(10), padding="longestt", sampling_rate=RATE)
 
     def test_truncation_to_no_chunk(self):
         extractor = MimiFeatureExtractor(chunk_length_s=0.01, overlap=0)
@@ -432,6 +439,7 @@ BAD_EXAMPLES = {
     "number": (0.5, ValueError, r"shape is \(\)"),
     "transposed": (np.zeros((100, 2)), ValueError, r"shape is \(100, 2\).*\(channels, samples\).*Transpose"),
     "short transposed": (np.zeros((6, 2)), ValueError, r"shape is \(6, 2\).*Transpose"),
+    "16 rows": (np.zeros((16, 700)), ValueError, r"shape is \(16, 700\).*up to 8 channels"),
     "int16": (np.zeros(5, np.int16), ValueError, "int16.*Divide.*32768"),
     "int32": (np.zeros(5, np.int32), ValueError, "int32.*2147483648"),
     "int64": (np.zeros(5, np.int64), ValueError, "int64"),
@@ -471,6 +479,7 @@ class BrokenDecoder:
 
 
 class TestErrors:
+    @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("name", BAD_EXAMPLES)
     @pytest.mark.parametrize("feature_size", [1, 2])
     def test_names_the_example(self, name, feature_size):

@@ -69,9 +69,13 @@ class ResidualVectorQuantizer(nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         """The codebooks ready for use, derived from the buffers whenever these have changed.
 
+        A compiled or exported graph keeps those of its making: it cannot ask whether buffers have changed.
+
         Returns:
             Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
         """
+        if torch.compiler.is_compiling() and self._tables is not None:
+            return self._tables[1:]
         codebooks = [layer.codebook for layer in self.layers]
         buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
         # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
