@@ -18,7 +18,7 @@ from .layers.transformer import LayerScale, Transformer, TransformerState
 from .ragged import Ragged, frame_mask, sample_mask
 from .streaming import DecoderStream, EncoderStream, find_stream
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass
@@ -304,7 +304,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             TypeError, ValueError: for codes of another shape, type or range, or a mask that does not fit.
         """
         self._need("decoder")
-        self._check_codes(audio_codes)
+        audio_codes = self._check_codes(audio_codes)
         stream = find_stream(
             DecoderStream,
             (decoder_past_key_values,),
@@ -340,7 +340,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         self._arrange_weights()
         # Autograd wants the pieces; without it they go straight to their place, so that no second copy is ever held.
         pieces, whole = [], None
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or rows.frames == 0:
             shape = (len(source), self.config.audio_channels, rows.num_samples)
             whole = torch.zeros(shape, dtype=self.dtype, device=source.device)
         state = None
@@ -473,7 +473,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
                 " let MimiFeatureExtractor do it."
             )
 
-    def _check_codes(self, codes: Tensor):
+    def _check_codes(self, codes: Tensor) -> Tensor:
         quantizer, size = self.quantizer, self.config.codebook_size
         expected = "an integer tensor of shape (batch, num_quantizers, frames)"
         if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
@@ -482,12 +482,14 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
             raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
         quantizer.check_num_quantizers(codes.shape[1])
+        codes = codes.long()
         low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
         if low < 0 or high >= size:
             raise ValueError(
                 f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
                 f" {size - 1}. Remove padding and special tokens before decoding."
             )
+        return codes
 
 
 __all__ = ["MimiDecoderOutput", "MimiEncoderOutput", "MimiModel", "MimiOutput"]

@@ -199,7 +199,7 @@ class DecoderStream(_Stream):
             TypeError, ValueError: for codes of another type, shape or range; the stream is as before.
         """
         model, frame_size = self.model, self.model.config.frame_size
-        model._check_codes(audio_codes)
+        audio_codes = model._check_codes(audio_codes)
         self._check_batch(audio_codes, "tensor of codes")
         frames = audio_codes.shape[2]
         audio = torch.empty(

@@ -70,6 +70,20 @@ def test_fewer_quantizers_are_the_first_of_all(model, num_quantizers):
         assert model.decode(codes).audio_values.shape == audio.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
+@torch.no_grad()
+def test_codes_of_any_integer_type(model, dtype):
+    codes = torch.randint(0, 64, (1, 6, 3))
+    assert torch.equal(model.decode(codes.to(dtype)).audio_values, model.decode(codes).audio_values)
+    assert torch.equal(model.decoder_stream().push(codes.to(dtype)), model.decode(codes).audio_values)
+
+
+def test_no_codes_are_no_audio(model):
+    codes = torch.zeros(2, 6, 0, dtype=torch.int64)
+    assert model.decode(codes).audio_values.shape == (2, 1, 0)
+    assert model.decoder_stream(2).push(codes).shape == (2, 1, 0)
+
+
 def test_outputs_are_named_indexed_and_tuples(model):
     audio = make_audio(3 * FRAME - 1)
     output = model(audio)
