@@ -52,7 +52,7 @@ def _few_rows_product(rows: list[Tensor], weights: list[Tensor], bias: Tensor | 
     """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N)."""
     count = rows[0].shape[0]
     if count == 1:
-        rows = [row.expand(2, -1) for row in rows]
+        rows = [row.repeat(2, 1) for row in rows]
     columns = weights[0] @ rows[0].t() if bias is None else torch.addmm(bias[:, None], weights[0], rows[0].t())
     for row, weight in zip(rows[1:], weights[1:], strict=True):
         columns.addmm_(weight, row.t())

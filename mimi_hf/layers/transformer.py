@@ -29,17 +29,18 @@ class TransformerState(NamedTuple):
 
 
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles at positions 0 … length - 1, each of shape (length, head_dim / 2)."""
+    """Cosines and signed sines of the rotary angles at positions 0 … length - 1, each of shape (length, head_dim)."""
     exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
     angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] / theta**exponents
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """x: Tensor, shape = (…, T, head_dim), the halves of each vector rotated against each other by [`rotary_table`]."""
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 class Attention(nn.Module):
