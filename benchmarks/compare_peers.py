@@ -4,8 +4,9 @@
     python benchmarks/compare_peers.py --smoke              # does it run? (figures mean nothing)
     python benchmarks/compare_peers.py --seconds 12 --seconds 60 --dtype float32
 
-Implementations take turns within each row, after a warm-up; figures are medians. A ratio above 1 says that this library
-is faster. "agreement" is the part of codes that equal the other's, or the largest difference of audio by its peak.
+Implementations take turns within each row, after a warm-up. Figures are medians; so are ratios, of the times of one turn,
+since machines speed up and slow down. A ratio above 1 says that this library is faster. "agreement" is the part of codes
+that equal the other's, or the largest difference of audio by its peak.
 """
 
 import json
@@ -53,7 +54,7 @@ def machine():
 
 
 def take_turns(calls, repeats):
-    """Median seconds of each call, the calls taking turns, after one warm-up each."""
+    """Seconds of each call in each turn, after one warm-up each."""
     times = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -61,7 +62,21 @@ def take_turns(calls, repeats):
             call()
             if turn:
                 times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def medians(times, scale=1.0):
+    return {name: scale * statistics.median(values) for name, values in times.items()}
+
+
+def ratios(times):
+    """How many times slower than ours each of the others is: the median over turns."""
+    ours = times[peers.Ours.name]
+    return {
+        name: statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True))
+        for name, values in times.items()
+        if name != peers.Ours.name
+    }
 
 
 def agreement(task, ours, theirs):
@@ -84,9 +99,9 @@ def offline_row(implementations, task, seconds, batch, repeats):
         outputs[implementation.name] = method(source)
     times = take_turns(calls, repeats)
     return {
-        "speed": {name: batch * seconds / value for name, value in times.items()},
+        "speed": {name: batch * seconds / value for name, value in medians(times).items()},
         "unit": "audio seconds per second",
-        "seconds": times,
+        "ratio": ratios(times),
         "agreement": agree(task, outputs),
     }
 
@@ -113,14 +128,12 @@ def live_row(implementations, task, batch, frames):
             out = step(chunk)
             times[name].append(time.perf_counter() - begin)
             outputs[name].append(out)
-    warm = frames // 5
-    times = {name: sorted(values[warm:]) for name, values in times.items()}
-    median = {name: statistics.median(values) for name, values in times.items()}
+    times = {name: values[frames // 5 :] for name, values in times.items()}
     return {
-        "milliseconds": {name: 1000 * value for name, value in median.items()},
-        "99th percentile": {name: 1000 * values[int(0.99 * len(values))] for name, values in times.items()},
+        "milliseconds": medians(times, 1000),
+        "99th percentile": {name: 1000 * sorted(values)[int(0.99 * len(values))] for name, values in times.items()},
         "unit": "ms per frame of 80 ms",
-        "seconds": median,
+        "ratio": ratios(times),
         "agreement": agree(task, {name: torch.cat(out, dim=2) for name, out in outputs.items()}),
     }
 
@@ -128,13 +141,6 @@ def live_row(implementations, task, batch, frames):
 def agree(task, outputs):
     ours = outputs[peers.Ours.name]
     return {name: agreement(task, ours, out) for name, out in outputs.items() if name != peers.Ours.name}
-
-
-def add_ratios(row):
-    times = row.pop("seconds")
-    ours = times[peers.Ours.name]
-    row["ratio"] = {name: value / ours for name, value in times.items() if name != peers.Ours.name}
-    return row
 
 
 def import_seconds(code, repeats):
@@ -180,13 +186,15 @@ def main(
                 implementations = load(checkpoints, codebooks, getattr(torch, kind), console)
                 for task in ("encode", "decode"):
                     for length in seconds:
-                        row = offline_row(implementations, task, length, 1, repeats)
+                        # Left out where it alone would take longer than all others together.
+                        running = [one for one in implementations if length < 30 or not isinstance(one, peers.Candle)]
+                        row = offline_row(running, task, length, 1, repeats)
                         row["name"] = f"{task} {length:g} s, {codebooks} codebooks, {kind}"
-                        rows.append(add_ratios(row))
+                        rows.append(row)
                         console.print(rows[-1]["name"], rows[-1]["ratio"])
                     row = live_row(implementations, task, 1, frames)
                     row["name"] = f"live {task}, {codebooks} codebooks, {kind}"
-                    rows.append(add_ratios(row))
+                    rows.append(row)
                     console.print(rows[-1]["name"], rows[-1]["ratio"])
     imports = {
         "transformers, torch": import_seconds("import transformers, torch", 1 if smoke else 5),
