@@ -4,9 +4,9 @@
     python benchmarks/compare_peers.py --smoke              # does it run? (figures mean nothing)
     python benchmarks/compare_peers.py --seconds 12 --seconds 60 --dtype float32
 
-Implementations take turns within each row, after a warm-up. Figures are medians; so are ratios, of the times of one turn,
-since machines speed up and slow down. A ratio above 1 says that this library is faster. "agreement" is the part of codes
-that equal the other's, or the largest difference of audio by its peak.
+Implementations take turns within each row, after a warm-up. Figures are medians; so are ratios, of the times of one
+turn, since machines speed up and slow down. A ratio above 1 says that this library is faster. "agreement" is the part
+of codes that equal the other's, or the largest difference of audio by its peak.
 """
 
 import json
