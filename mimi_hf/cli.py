@@ -56,6 +56,10 @@ def roundtrip(
         raise typer.BadParameter(f"--dtype {dtype} must be float32, bfloat16 or float16.")
     if output.exists() and not force:
         raise _fail(f"{output} exists. Name another file, or add --force to replace it.")
+    if output.is_dir():
+        raise _fail(f"{output} is a folder. Name a file to write.")
+    if not output.parent.is_dir():
+        raise _fail(f"There is no folder {output.parent} to write to. Create it first.")
     if not source.is_file():
         raise _fail(f"{source} is no file. Name the recording to encode.")
 
@@ -98,12 +102,12 @@ def _load_model(name: str, device: str | None, dtype: str):
     logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type != "mimi":
-            raise _fail(f"{name} is a model of type {config.model_type!r}, not Mimi. Name a Mimi model.")
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind != "mimi":
+            raise ValueError(f"it is of type {kind!r}, not 'mimi'. Name a Mimi model.")
         return MimiModel.from_pretrained(name, dtype=getattr(torch, dtype)).to(device)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if Path(name).is_dir() or not isinstance(error, OSError):
+        if Path(name).is_dir() or isinstance(error, ValueError | RuntimeError | SafetensorError):
             raise _fail(f"The model {name} cannot be loaded: {error}") from None
         raise _fail(
             f"The model {name} is neither a folder here nor in the cache, and could not be fetched from the Hub.\n"

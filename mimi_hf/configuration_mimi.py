@@ -7,6 +7,10 @@ from transformers.configuration_utils import PreTrainedConfig
 DEFAULT_ROPE_THETA = 10_000.0
 
 
+def _is_size(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 class MimiConfig(PreTrainedConfig):
     """Everything that determines the architecture of a Mimi codec.
 
@@ -40,8 +44,9 @@ class MimiConfig(PreTrainedConfig):
             attention_dropout, attention_bias, layer_scale_initial_scale: of each of the two transformers.
         sliding_window (int): W, how many steps (itself included) a step attends to.
         rope_parameters (dict): `{"rope_type": "default", "rope_theta": 10000.0}`; `rope_theta` alone is understood too.
-        max_position_embeddings, initializer_range, use_cache: kept for compatibility. Streams here never end.
-        use_streaming (bool): default of the `use_streaming` argument of [`MimiModel.encode`].
+        max_position_embeddings, initializer_range: kept for compatibility. Streams here never end.
+        use_streaming (bool): default of the `use_streaming` argument of [`MimiModel.encode`] and its `forward`.
+        use_cache (bool): default of the `use_cache` argument of [`MimiModel.decode`], which begins a stream.
         frame_rate (float, optional): frames per second, where it is not half the SEANet's own rate. A frame rate equal
             to `encodec_frame_rate` drops the resampling step.
         encoder_config, decoder_config: pass `None` for one of them to drop that half of the model.
@@ -106,7 +111,8 @@ class MimiConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_filters = num_filters
         self.num_residual_layers = num_residual_layers
-        self.upsampling_ratios = list(upsampling_ratios) if upsampling_ratios else [8, 6, 5, 4]
+        ratios = upsampling_ratios or [8, 6, 5, 4]
+        self.upsampling_ratios = list(ratios) if isinstance(ratios, list | tuple) else ratios
         self.kernel_size = kernel_size
         self.last_kernel_size = last_kernel_size
         self.residual_kernel_size = residual_kernel_size
@@ -126,7 +132,9 @@ class MimiConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
-        self.head_dim = head_dim or hidden_size // max(num_attention_heads, 1)
+        self.head_dim = head_dim
+        if not head_dim and _is_size(hidden_size) and _is_size(num_attention_heads):
+            self.head_dim = hidden_size // num_attention_heads
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
@@ -252,14 +260,22 @@ class MimiConfig(PreTrainedConfig):
         )
         for name in sizes.split():
             value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            yield ok, f"{name}={value!r} must be a positive integer."
+            yield _is_size(value), f"{name}={value!r} must be a positive integer."
         for name in ("num_residual_layers", "num_hidden_layers"):
             value = getattr(self, name)
-            yield isinstance(value, int) and value >= 0, f"{name}={value!r} must be 0 or a positive integer."
+            yield value == 0 or _is_size(value), f"{name}={value!r} must be 0 or a positive integer."
         yield (
-            all(isinstance(ratio, int) and ratio > 0 for ratio in self.upsampling_ratios),
-            f"upsampling_ratios={self.upsampling_ratios!r} must be positive integers.",
+            isinstance(self.upsampling_ratios, list) and all(map(_is_size, self.upsampling_ratios)),
+            f"upsampling_ratios={self.upsampling_ratios!r} must be a list of positive integers.",
+        )
+        numbers = {"norm_eps": self.norm_eps, "rope_theta": self.rope_theta}
+        if self._frame_rate is not None:
+            numbers["frame_rate"] = self._frame_rate
+        for name, value in numbers.items():
+            yield isinstance(value, int | float) and value > 0, f"{name}={value!r} must be a positive number."
+        yield (
+            isinstance(self.attention_dropout, int | float) and 0 <= self.attention_dropout < 1,
+            f"attention_dropout={self.attention_dropout!r} must be at least 0 and below 1.",
         )
         yield (
             self.use_causal_conv is True,
@@ -276,7 +292,10 @@ class MimiConfig(PreTrainedConfig):
             f"pad_mode={self.pad_mode!r}, but before the first sample a causal codec knows only silence ('constant')"
             " or that sample ('replicate').",
         )
-        yield self.audio_channels in (1, 2), f"audio_channels={self.audio_channels!r}, must be 1 (mono) or 2 (stereo)."
+        yield (
+            _is_size(self.audio_channels) and self.audio_channels <= 2,
+            f"audio_channels={self.audio_channels!r} must be 1 (mono) or 2 (stereo).",
+        )
         yield (
             self.codebook_size & (self.codebook_size - 1) == 0,
             f"codebook_size={self.codebook_size} must be a power of 2, as codes are stored in whole bits.",

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -15,10 +16,8 @@ from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
 from .layers.transformer import LayerScale, Transformer, TransformerState
-from .ragged import Ragged, frame_mask, sample_mask
-from .streaming import DecoderStream, EncoderStream, find_stream
-
-_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
+from .ragged import Ragged, check_mask, frame_mask, sample_mask
+from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
 
 
 @dataclass
@@ -78,11 +77,17 @@ class DecoderState(NamedTuple):
     seanet: tuple
 
 
-def _in_pieces(layer: nn.Module, x: Tensor, state, steps: int):
-    """`layer(x, state)`, `steps` time steps of x: Tensor, shape = (B, T, C), at a time."""
+def _cuts(length: int, most: int):
+    """Start and stop of each piece of `length`: as few as have at most `most`, and of much the same size."""
+    count = -(-length // most)
+    return [(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+
+def _in_pieces(layer: nn.Module, x: Tensor, state, frame: int, most: int):
+    """`layer(x, state)` for x: Tensor, shape = (B, F * frame, C), at most `most` frames at a time."""
     pieces = []
-    for piece in x.split(steps, dim=1):
-        y, state = layer(piece, state)
+    for start, stop in _cuts(x.shape[1] // frame, most):
+        y, state = layer(x[:, start * frame : stop * frame], state)
         pieces.append(y)
     return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]), state
 
@@ -120,6 +125,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
     def __init__(self, config: MimiConfig):
         super().__init__(config)
         config.validate_architecture()
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={config.hidden_act!r} is none of {', '.join(ACT2FN)}.")
         width, stride = config.hidden_size, config.latent_stride
         self.encoder = self.encoder_transformer = self.downsample = None
         self.decoder = self.decoder_transformer = self.upsample = None
@@ -177,7 +184,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side={padding_side!r} must be 'left' or 'right'.")
-        mask = sample_mask(padding_mask, len(padding_mask), padding_mask.shape[-1])
+        check_mask(padding_mask, "padding_mask")
+        mask = sample_mask(padding_mask, max(1, len(padding_mask)), padding_mask.shape[-1])
         frames = self.get_encoded_length(mask.sum(dim=1))
         return frame_mask(frames, int(frames.max()), left=padding_side == "left")
 
@@ -203,7 +211,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             encoder_past_key_values, padding_cache: the stream that the last call returned, to continue it; one is
                 enough. An empty cache of transformers begins a stream.
             use_streaming: begin a stream. A call then returns the frames that are whole, and keeps the rest.
-            return_dict: a tuple instead of a [`MimiEncoderOutput`] where False.
+            return_dict: a tuple instead of a [`MimiEncoderOutput`] where False, without `audio_codes_mask`.
 
         Raises:
             TypeError, ValueError: for input of another shape, type or range, or that is not finite.
@@ -212,16 +220,16 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         num_quantizers = self.quantizer.check_num_quantizers(num_quantizers)
         self._check_audio(input_values)
         stream = find_stream(
+            self,
             EncoderStream,
             (encoder_past_key_values, padding_cache),
             self.config.use_streaming if use_streaming is None else use_streaming,
             lambda: self.encoder_stream(len(input_values), num_quantizers),
         )
         if stream is not None:
-            if padding_mask is not None and not padding_mask.all():
-                raise ValueError("padding_mask marks padding, but a stream has none. Push the real samples alone.")
-            stream.num_quantizers = num_quantizers
-            codes = stream.push(input_values)
+            refuse_padding(padding_mask)
+            with torch.no_grad():
+                codes = stream._push(input_values, num_quantizers)
             mask = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool, device=codes.device)
             return self._output(MimiEncoderOutput(codes, stream, stream, mask), return_dict)
 
@@ -259,6 +267,11 @@ class MimiModel(PreTrainedAudioTokenizerBase):
                     "input_values holds NaN or infinity among its real samples. Encode finite audio, about -1 to 1."
                 )
             latents, state = self.encode_tile(audio.transpose(1, 2).to(self.dtype), state)
+            if not torch.isfinite(latents).all():
+                raise ValueError(
+                    f"The latents overflow {self.dtype}. Scale the audio to about -1 to 1 (its peak here is"
+                    f" {float(audio.abs().max()):g}), or load the model with dtype=torch.float32."
+                )
             yield start, stop, latents
 
     def encode_tile(self, audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
@@ -271,7 +284,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             Tensor, shape = (B, F, D), and the state for the next tile.
         """
         seanet, transformer, downsample = (None, None, None) if state is None else state
-        x, seanet = _in_pieces(self.encoder, audio, seanet, self._piece_frames(len(audio)) * self.config.frame_size)
+        x, seanet = _in_pieces(self.encoder, audio, seanet, self.config.frame_size, self._piece_frames(len(audio)))
         x, transformer = self.encoder_transformer(x, transformer)
         if self.downsample is not None:
             x, downsample = self.downsample(x, downsample)
@@ -304,14 +317,16 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             TypeError, ValueError: for codes of another shape, type or range, or a mask that does not fit.
         """
         self._need("decoder")
-        audio_codes = self._check_codes(audio_codes)
+        audio_codes = self.quantizer.check_codes(audio_codes)
         stream = find_stream(
+            self,
             DecoderStream,
             (decoder_past_key_values,),
             next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
             lambda: self.decoder_stream(len(audio_codes)),
         )
         if stream is not None:
+            refuse_padding(padding_mask, audio_codes_mask)
             return self._output(MimiDecoderOutput(stream.push(audio_codes), stream), return_dict)
         rows = Ragged.of_codes(audio_codes, padding_mask, audio_codes_mask, self.config.frame_size)
         audio = self._decode_tiles(rows, audio_codes, self.quantizer.lookup)
@@ -328,6 +343,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             Tensor, shape = (B, audio_channels, N).
         """
         self._need("decoder")
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            raise TypeError("latents must be a float tensor of shape (batch, hidden_size, frames).")
         if latents.dim() != 3 or latents.shape[1] != self.config.hidden_size or latents.shape[2] == 0:
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)} must have shape (batch, {self.config.hidden_size}, frames)."
@@ -367,14 +384,14 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         if self.upsample is not None:
             x, upsample = self.upsample(x, upsample)
         x, transformer = self.decoder_transformer(x, transformer)
-        x, seanet = _in_pieces(self.decoder, x, seanet, self._piece_frames(len(x)) * self.config.latent_stride)
+        x, seanet = _in_pieces(self.decoder, x, seanet, self.config.latent_stride, self._piece_frames(len(x)))
         return x, DecoderState(upsample, transformer, seanet)
 
     # Both
 
     def forward(
         self,
-        input_values: Tensor,
+        input_values: Tensor | None = None,
         padding_mask: Tensor | None = None,
         num_quantizers: int | None = None,
         audio_codes: Tensor | None = None,
@@ -384,7 +401,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
     ) -> MimiOutput | tuple:
-        """Encode audio and decode the codes again; with `audio_codes`, only decode these.
+        """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
+        `input_values` or `padding_mask`, where one is given).
 
         The arguments are those of [`encode`] and [`decode`].
         """
@@ -396,9 +414,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             encoded = self.encode(
                 input_values, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
             )
-        if streaming:
-            padding_mask = None
-        elif padding_mask is None:
+        if padding_mask is None and input_values is not None and not streaming:
             padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
         decoded = self.decode(
             encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
@@ -438,8 +454,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
 
     def _tiles(self, frames: int, batch: int):
         """First frame and last frame + 1 of each tile of `frames`: enough rows for the products of the transformers."""
-        step = max(1, (192 if self.device.type == "cpu" else 1024) // batch)
-        return ((start, min(start + step, frames)) for start in range(0, frames, step))
+        return _cuts(frames, max(1, (192 if self.device.type == "cpu" else 1024) // batch))
 
     def _piece_frames(self, batch: int) -> int:
         """Frames that a SEANet takes at once: on a CPU its activations should stay in the cache."""
@@ -448,12 +463,21 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         return max(1, (24 if in_cache else 1024) // batch)
 
     def _arrange_weights(self):
+        places = {tensor.device for tensor in (*self.parameters(), *self.buffers())}
+        if len(places) > 1 or torch.device("meta") in places:
+            raise ValueError(
+                f"The weights lie on {', '.join(sorted(map(str, places)))}, but Mimi runs on one device, and is small"
+                " enough for any. Load it with device_map={'': device}, without offloading."
+            )
         for module in self.modules():
             if isinstance(module, CausalConv1d | CausalConvTranspose1d):
                 module.arrange_weight()
 
     def _output(self, output: ModelOutput, return_dict: bool | None):
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        if self.config.return_dict if return_dict is None else return_dict:
+            return output
+        # Tuples are as native's, which knows no such mask.
+        return tuple(value for name, value in output.items() if name != "audio_codes_mask")
 
     def _need(self, half: str):
         if getattr(self, half) is None:
@@ -472,24 +496,6 @@ class MimiModel(PreTrainedAudioTokenizerBase):
                 f"The audio has shape {tuple(audio.shape)}, but this model takes {expected}. Add or mix dimensions, or"
                 " let MimiFeatureExtractor do it."
             )
-
-    def _check_codes(self, codes: Tensor) -> Tensor:
-        quantizer, size = self.quantizer, self.config.codebook_size
-        expected = "an integer tensor of shape (batch, num_quantizers, frames)"
-        if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
-            found = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
-            raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
-        if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
-            raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
-        quantizer.check_num_quantizers(codes.shape[1])
-        codes = codes.long()
-        low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
-                f" {size - 1}. Remove padding and special tokens before decoding."
-            )
-        return codes
 
 
 __all__ = ["MimiDecoderOutput", "MimiEncoderOutput", "MimiModel", "MimiOutput"]

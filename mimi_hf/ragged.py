@@ -17,6 +17,7 @@ class Ragged:
 
     starts, counts: the first real sample of each row, and how many there are.
     num_samples: N, of the padded audio.
+    frame_starts, frame_counts: the same of its frames, the last of each row padded.
     frames: F, of the padded codes.
     frame_size: samples per frame.
     """
@@ -24,6 +25,8 @@ class Ragged:
     starts: list[int]
     counts: list[int]
     num_samples: int
+    frame_starts: list[int]
+    frame_counts: list[int]
     frames: int
     frame_size: int
 
@@ -38,7 +41,7 @@ class Ragged:
             starts, counts = _runs(sample_mask(padding_mask, batch, samples))
             if max(counts) == 0:
                 raise ValueError("padding_mask marks no real sample in any row. Encode at least one sample.")
-        return cls(starts, counts, samples, -(-max(counts) // frame_size), frame_size)
+        return cls._aligned(starts, counts, samples, -(-max(counts) // frame_size), frame_size)
 
     @classmethod
     def of_codes(
@@ -51,41 +54,40 @@ class Ragged:
         if padding_mask is not None and codes_mask is not None:
             raise ValueError("padding_mask and audio_codes_mask were both given. Pass the one that is known.")
         if padding_mask is not None:
+            check_mask(padding_mask, "padding_mask")
             samples = padding_mask.shape[-1]
             starts, counts = _runs(sample_mask(padding_mask, batch, samples))
         elif codes_mask is not None:
+            check_mask(codes_mask, "audio_codes_mask")
             if codes_mask.shape != (batch, frames):
                 raise ValueError(
                     f"audio_codes_mask has shape {tuple(codes_mask.shape)}, but must have shape (batch, frames) ="
                     f" {(batch, frames)}."
                 )
-            starts, counts = ([extent * frame_size for extent in extents] for extents in _runs(codes_mask.bool()))
+            frame_starts, frame_counts = _runs(codes_mask.bool())
+            starts, counts = ([extent * frame_size for extent in extents] for extents in (frame_starts, frame_counts))
+            return cls(starts, counts, samples, frame_starts, frame_counts, frames, frame_size)
         if max(counts) > frames * frame_size:
             raise ValueError(
                 f"The mask marks {max(counts)} real samples in a row, but {frames} frames of codes hold only"
                 f" {frames * frame_size}. Pass the mask of the audio that these codes were made from."
             )
-        return cls(starts, counts, samples, frames, frame_size)
+        return cls._aligned(starts, counts, samples, frames, frame_size)
 
-    @property
-    def left(self) -> bool:
-        """Is the padding on the left?"""
-        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True) if count]
-        return any(self.starts) and min(ends) == self.num_samples
-
-    @property
-    def frame_counts(self) -> list[int]:
-        """Frames of each row, the last one padded."""
-        return [-(-count // self.frame_size) for count in self.counts]
-
-    @property
-    def frame_starts(self) -> list[int]:
-        """The first real frame of each row."""
-        return [self.frames - count if self.left else 0 for count in self.frame_counts]
+    @classmethod
+    def _aligned(cls, starts: list[int], counts: list[int], samples: int, frames: int, frame_size: int) -> "Ragged":
+        """Frames on the right where all the padding of the batch is on the left, otherwise on the left."""
+        frame_counts = [-(-count // frame_size) for count in counts]
+        ends = [start + count for start, count in zip(starts, counts, strict=True) if count]
+        left = any(starts) and min(ends) == samples
+        frame_starts = [frames - count if left else 0 for count in frame_counts]
+        return cls(starts, counts, samples, frame_starts, frame_counts, frames, frame_size)
 
     def frame_mask(self, device: torch.device) -> Tensor:
         """Tensor, shape = (B, F), bool, True for real frames."""
-        return frame_mask(torch.tensor(self.frame_counts, device=device), self.frames, self.left)
+        starts, counts = torch.tensor([self.frame_starts, self.frame_counts], device=device)[..., None]
+        frame = torch.arange(self.frames, device=device)
+        return (frame >= starts) & (frame < starts + counts)
 
     def cut_audio(self, audio: Tensor, start: int, stop: int) -> Tensor:
         """Samples `start` to `stop` of each row, counted from its first real one, with zeros after its last."""
@@ -116,8 +118,15 @@ def frame_mask(counts: Tensor, frames: int, left: bool = False) -> Tensor:
     return mask.flip(1) if left else mask
 
 
+def check_mask(mask, name: str):
+    """Refuse a mask that is no tensor."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} is of type {type(mask).__name__}, but must be a tensor: use torch.as_tensor(mask).")
+
+
 def sample_mask(padding_mask: Tensor, batch: int, samples: int) -> Tensor:
     """padding_mask: Tensor, shape = (B, N) or (B, C, N) -> Tensor, shape = (B, N), bool."""
+    check_mask(padding_mask, "padding_mask")
     shape = tuple(padding_mask.shape)
     if padding_mask.dim() == 3 and shape[0] == batch and shape[2] == samples:
         return padding_mask.bool().any(dim=1)

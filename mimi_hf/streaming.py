@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layers.state import copy_state, reset_rows
+from .layers.state import copy_state, map_state, reset_rows
 
 _ATTRIBUTE = "mimi_stream"  # of a cache of transformers that carries a stream
 
@@ -32,6 +32,7 @@ class _Stream:
             raise ValueError(f"batch_size={batch_size!r} must be a positive integer, one row per session.")
         self.model = model
         self.batch_size = batch_size
+        self.place = (model.device, model.dtype)
         self.state = None
 
     def copy(self):
@@ -55,10 +56,11 @@ class _Stream:
         Raises:
             ValueError: for a row that the stream does not have.
         """
-        if rows is None:
+        mask = None if rows is None else self._row_mask(rows)
+        if mask is None or mask.all():
             self.state = None
         elif self.state is not None:
-            self.state = reset_rows(self.state, self._row_mask(rows))
+            self.state = reset_rows(self.state, mask)
 
     def _row_mask(self, rows) -> Tensor:
         rows = torch.as_tensor(rows, device=self.model.device)
@@ -68,10 +70,19 @@ class _Stream:
                     f"The mask of rows has shape {tuple(rows.shape)}, but the stream has {self.batch_size} rows."
                 )
             return rows
+        if rows.is_floating_point():
+            raise TypeError(f"rows={rows.tolist()} must be indices or a mask of rows.")
         rows = rows.flatten().long()
         if any(not 0 <= row < self.batch_size for row in rows.tolist()):
             raise ValueError(f"Rows {rows.tolist()} are not all in 0 to {self.batch_size - 1}, the rows of the stream.")
         return torch.zeros(self.batch_size, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+
+    def _follow_model(self):
+        """Move the state to where the model is now, in its dtype."""
+        place = (self.model.device, self.model.dtype)
+        if place != self.place:
+            device, dtype = self.place = place
+            self.state = map_state(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), self.state)
 
     def _check_batch(self, x: Tensor, name: str):
         if x.shape[0] != self.batch_size:
@@ -117,7 +128,7 @@ class EncoderStream(_Stream):
             ValueError: for a row that the stream does not have.
         """
         super().reset(rows)
-        if rows is None:
+        if self.state is None:
             self.pending = torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
             self.ended = False
         else:
@@ -136,6 +147,9 @@ class EncoderStream(_Stream):
         Raises:
             TypeError, ValueError: for a chunk of another type or shape, or that is not finite; the stream is as before.
         """
+        return self._push(chunk, self.num_quantizers)
+
+    def _push(self, chunk: Tensor, num_quantizers: int) -> Tensor:
         self.model._check_audio(chunk)
         self._check_batch(chunk, "chunk")
         if self.ended:
@@ -143,7 +157,8 @@ class EncoderStream(_Stream):
         if not torch.isfinite(chunk).all():
             raise ValueError("The chunk holds NaN or infinity. Push finite audio, about -1 to 1.")
         frame_size = self.model.config.frame_size
-        audio = torch.cat([self.pending, chunk.to(self.pending)], dim=2)
+        self.num_quantizers = num_quantizers
+        audio = torch.cat([self.pending, chunk.to(self.pending)], dim=2).to(self.model.device)
         whole = audio.shape[2] // frame_size * frame_size
         codes = self._encode(audio[..., :whole])
         self.pending = audio[..., whole:].clone()
@@ -161,6 +176,7 @@ class EncoderStream(_Stream):
 
     def _encode(self, audio: Tensor) -> Tensor:
         """audio: Tensor, shape = (B, C, F * frame_size) -> Tensor, shape = (B, K, F)."""
+        self._follow_model()
         model, frame_size = self.model, self.model.config.frame_size
         audio = audio.transpose(1, 2).to(model.device, model.dtype)
         codes = [torch.empty(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=model.device)]
@@ -199,8 +215,9 @@ class DecoderStream(_Stream):
             TypeError, ValueError: for codes of another type, shape or range; the stream is as before.
         """
         model, frame_size = self.model, self.model.config.frame_size
-        audio_codes = model._check_codes(audio_codes)
+        audio_codes = model.quantizer.check_codes(audio_codes)
         self._check_batch(audio_codes, "tensor of codes")
+        self._follow_model()
         frames = audio_codes.shape[2]
         audio = torch.empty(
             self.batch_size, model.config.audio_channels, frames * frame_size, dtype=model.dtype, device=model.device
@@ -212,42 +229,59 @@ class DecoderStream(_Stream):
         return audio
 
 
-def find_stream(kind: type, carriers: tuple, wanted: bool, make):
+def find_stream(model, kind: type, carriers: tuple, wanted: bool, make):
     """The stream to go on with in a call of transformers' native style, None where it streams nothing.
 
-    Native Mimi threads caches through its calls, ours the stream itself. A cache of transformers that a caller has made
-    in advance is accepted as well: a stream is begun and attached to it, as native code would fill it in place.
+    Native Mimi threads caches through its calls, ours the stream itself. An empty cache of transformers that a caller
+    has made in advance is accepted as well: a stream is begun and attached to it, as native code would fill it in
+    place. (Resetting such a cache does not reset the stream; make a new one.)
 
     Args:
+        model: whose call it is.
         kind: [`EncoderStream`] or [`DecoderStream`].
         carriers: what was passed as caches, None among them.
         wanted: begin a stream where there is none yet.
         make: makes that stream.
 
     Raises:
-        TypeError, ValueError: for a cache that carries another kind of stream, or native state.
+        TypeError, ValueError: for a cache that carries another kind of stream, that of another model, or native state.
     """
     carriers = [carrier for carrier in carriers if carrier is not None]
     if not carriers and not wanted:
         return None
-    streams = [carrier if isinstance(carrier, _Stream) else getattr(carrier, _ATTRIBUTE, None) for carrier in carriers]
-    stream = next((stream for stream in streams if stream is not None), None)
-    if stream is None:
-        stream = make()
-        for carrier in carriers:
-            if not hasattr(carrier, "__dict__"):
-                raise TypeError(
-                    f"A cache of type {type(carrier).__name__} can carry no stream. Pass what the last call returned."
-                )
-            if getattr(carrier, "get_seq_length", int)() > 0:
-                raise ValueError(
-                    f"The {type(carrier).__name__} was filled by another model. Pass what the last call to this model"
-                    " returned, or an empty cache."
-                )
-            setattr(carrier, _ATTRIBUTE, stream)
+    found = [carrier if isinstance(carrier, _Stream) else getattr(carrier, _ATTRIBUTE, None) for carrier in carriers]
+    streams = list({id(stream): stream for stream in found if stream is not None}.values())
+    if len(streams) > 1:
+        raise ValueError("The caches carry different streams. Pass those that one call returned.")
+    stream = streams[0] if streams else make()
     if not isinstance(stream, kind):
         raise TypeError(f"A {type(stream).__name__} was passed where a {kind.__name__} belongs.")
+    if stream.model is not model:
+        raise ValueError("The cache carries a stream of another model. Begin a stream with this one.")
+    for carrier, carried in zip(carriers, found, strict=True):
+        if carried is None:
+            _attach(stream, carrier)
     return stream
+
+
+def _attach(stream: _Stream, carrier):
+    """Let an empty cache of transformers carry `stream`."""
+    name = type(carrier).__name__
+    if not hasattr(carrier, "__dict__"):
+        raise TypeError(f"A cache of type {name} can carry no stream. Pass what the last call returned.")
+    filled = any(part is not None for part in getattr(carrier, "padding_cache", ()))
+    if filled or getattr(carrier, "get_seq_length", int)() > 0:
+        raise ValueError(
+            f"The {name} was filled by another model. Pass what this model's last call returned, or an empty cache."
+        )
+    setattr(carrier, _ATTRIBUTE, stream)
+
+
+def refuse_padding(*masks: Tensor | None):
+    """Refuse masks that mark padding: a stream has none."""
+    for mask in masks:
+        if mask is not None and not torch.as_tensor(mask).all():
+            raise ValueError("The mask marks padding, but a stream has none. Push what is real alone.")
 
 
 __all__ = ["DecoderStream", "EncoderStream", "Flushed"]

@@ -71,6 +71,8 @@ def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path):
         (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{model}", "--dtype", "int8"], 2, "must be float32"),
         (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{dir}/nowhere"], 1, "hf download|cannot be loaded"),
         (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{dir}"], 1, "cannot be loaded"),
+        (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "{other}"], 1, "type 'bert'"),
+        (["roundtrip", "{wav}", "{dir}/none/out.wav", "-m", "{model}"], 1, "no folder"),
         (["roundtrip", "{wav}", "{dir}/out.wav", "-m", "kyutai/mimi"], 1, "hf download kyutai/mimi"),
         (["roundtrip", "{dir}/text.wav", "{dir}/out.wav", "-m", "{model}"], 1, "text.wav"),
         (["roundtrip", "{dir}/nan.wav", "{dir}/out.wav", "-m", "{model}"], 1, "NaN"),
@@ -78,16 +80,21 @@ def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path):
         (["convert", "{dir}/absent.safetensors", "{dir}/folder"], 1, "absent.safetensors"),
     ],
 )
-def test_mistakes_are_explained_and_write_nothing(recording, checkpoint, tmp_path, arguments, status, message):
+def test_mistakes_are_explained_and_write_nothing(
+    recording, checkpoint, tmp_path, tmp_path_factory, arguments, status, message
+):
     (tmp_path / "taken.wav").write_bytes(b"precious")
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 24_000, subtype="FLOAT")
     before = sorted(tmp_path.iterdir())
-    places = {"wav": recording, "dir": tmp_path, "model": checkpoint}
+    other = tmp_path_factory.mktemp("bert")
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    places = {"wav": recording, "dir": tmp_path, "model": checkpoint, "other": other}
     result = run(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == status, result.output
     assert re.search(message, re.sub(r"[\s│]+", " ", result.output)), result.output
     assert "Traceback" not in result.output
+    assert result.output.count("Error:") <= 1
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "taken.wav").read_bytes() == b"precious"
 

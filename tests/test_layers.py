@@ -145,7 +145,12 @@ def test_derived_codebooks_follow_their_buffers():
     codes = torch.zeros(1, 2, 1, dtype=torch.int64)
     before = model.quantizer.lookup(codes)
     model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook.embed_sum.mul_(2)
-    assert not torch.allclose(model.quantizer.lookup(codes), before)
+    after = model.quantizer.lookup(codes)
+    assert not torch.allclose(after, before)
+    for mode in (True, False):  # in training .data is seen at once, which torch does not count; later by the switch
+        model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook.embed_sum.data.mul_(2)
+        before, after = after, model.train(mode).quantizer.lookup(codes)
+        assert not torch.allclose(after, before)
     assert model.quantizer.semantic_residual_vector_quantizer.tables()[0].dtype == torch.float32
 
 

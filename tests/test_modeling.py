@@ -91,14 +91,15 @@ def test_outputs_are_named_indexed_and_tuples(model):
     assert output[1] is output.audio_values
     assert output.audio_values.shape == audio.shape  # as long as the input
     assert output.audio_codes_mask.tolist() == [[True] * 3]
-    codes, values, mask = model(audio, return_dict=False)
+    codes, values = model(audio, return_dict=False)
     assert torch.equal(codes, output.audio_codes)
     assert torch.equal(values, output.audio_values)
-    assert mask.all()
-    assert isinstance(model.encode(audio, return_dict=False), tuple)
+    (alone,) = model.encode(audio, return_dict=False)
+    assert torch.equal(alone, codes)
     (decoded,) = model.decode(codes, return_dict=False)
     assert torch.equal(decoded, model.decode(codes)[0])
     assert torch.equal(model(audio, audio_codes=codes).audio_values, values)
+    assert model(audio_codes=codes).audio_values.shape == (1, 1, 3 * FRAME)
 
 
 def test_encoded_length_and_mask(model):
@@ -152,6 +153,17 @@ def test_ragged_batch_with_gradients_is_the_same(model):
     assert_same_audio(model.decode(codes, mask).audio_values, expected)
 
 
+@torch.no_grad()
+def test_masks_of_frames_say_where_each_row_lies(model):
+    codes = torch.randint(0, 64, (2, 6, 9))
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0, 2:5] = mask[1, :7] = True
+    audio = model.decode(codes, audio_codes_mask=mask).audio_values
+    assert_same_audio(audio[:1, :, 2 * FRAME : 5 * FRAME], model.decode(codes[:1, :, 2:5]).audio_values)
+    assert_same_audio(audio[1:, :, : 7 * FRAME], model.decode(codes[1:, :, :7]).audio_values)
+    assert not audio.masked_select(~mask.repeat_interleave(FRAME, dim=1)[:, None]).any()
+
+
 def test_mask_of_three_dimensions_and_rows_without_samples(model):
     audio = make_audio(3 * FRAME, batch=2)
     mask = torch.ones(2, 1, 3 * FRAME)
@@ -191,6 +203,47 @@ def test_inference_mode_leaves_the_model_fit_for_training(checkpoint):
     model.decode_latents(model.encode_latents(audio)).sum().backward()
     model.decode(codes.clone()).audio_values.sum().backward()
     assert model.encoder.layers[0].conv.weight.grad.any()
+
+
+def test_autocast_trains_and_keeps_the_search_in_single_precision():
+    model = make_model().train()
+    audio = make_audio(30 * FRAME)
+    codes = model.encode(audio).audio_codes
+    with torch.autocast("cpu", torch.bfloat16):
+        model.decode_latents(model.encode_latents(audio)).square().mean().backward()
+        agreement = (model.encode(audio).audio_codes[:, 0] == codes[:, 0]).float().mean()
+    assert agreement > 0.8
+    assert model.encoder.layers[0].conv.weight.grad.dtype == torch.float32
+    latents = model.encode_latents(audio).detach()
+    exact = model.quantizer.search(latents.transpose(1, 2), 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.quantizer.search(latents.transpose(1, 2), 6), exact)
+
+
+def test_hooks_see_every_call():
+    model = make_model()
+    calls = []
+    model.encoder_transformer.layers[0].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
+    model.encode(make_audio(FRAME))
+    model.encode(make_audio(50 * FRAME))
+    assert len(calls) == 2
+
+
+def test_offloaded_weights_are_refused(checkpoint, tmp_path):
+    names = ["encoder", "encoder_transformer", "downsample", "upsample", "decoder_transformer", "decoder"]
+    device_map = {**dict.fromkeys(names, "cpu"), "quantizer": "disk"}
+    model = MimiModel.from_pretrained(checkpoint, device_map=device_map, offload_folder=tmp_path)
+    with pytest.raises(ValueError, match="one device"):
+        model.encode(make_audio(FRAME))
+
+
+def test_a_model_made_for_inference_alone_encodes(model):
+    audio = make_audio(3 * FRAME)
+    with torch.inference_mode():
+        inferring = make_model()
+        inferring.load_state_dict(model.state_dict())
+        codes = inferring.encode(audio).audio_codes
+    assert torch.equal(codes, model.encode(audio).audio_codes)
 
 
 def test_gradient_is_the_derivative():
@@ -314,6 +367,12 @@ def test_no_gradient_is_kept_by_encoding(model):
         (lambda m: m.encode(torch.full((1, 1, 50), torch.inf)), ValueError, "NaN or infinity"),
         (lambda m: m.encode(torch.zeros(1, 1, 0)), ValueError, "empty"),
         (lambda m: m.encode(torch.zeros(0, 1, 9)), ValueError, "empty"),
+        (lambda m: m.encode(make_audio(50) * 1e38), ValueError, "overflow"),
+        (lambda m: m.encode(torch.zeros(1, 1, 5), [[1] * 5]), TypeError, "list"),
+        (lambda m: m.encode(torch.zeros(1, 1, 50), num_quantizers="a"), TypeError, "integer"),
+        (lambda m: m.quantizer.decode(torch.full((1, 6, 3), 64)), ValueError, "0 to 63"),
+        (lambda m: m.decode_latents([1]), TypeError, "float tensor"),
+        (lambda m: m.decode(torch.zeros(1, 6, 1).long(), audio_codes_mask=[[1]]), TypeError, "list"),
         (lambda m: m.encode(torch.zeros(1, 50)), ValueError, r"shape \(1, 50\)"),
         (lambda m: m.encode(torch.zeros(1, 2, 50)), ValueError, r"\(batch, 1, samples\)"),
         (lambda m: m.encode(torch.zeros(1, 1, 50, dtype=torch.int16)), TypeError, "int16"),

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,8 @@ def test_state_has_a_static_shape_and_no_gradient(model):
         (lambda m: m.encoder_stream(0), ValueError, "batch_size=0"),
         (lambda m: m.encoder_stream(num_quantizers=9), ValueError, "num_quantizers=9"),
         (lambda m: m.encoder_stream(2).reset(2), ValueError, "0 to 1"),
+        (lambda m: m.decoder_stream(2).reset([99]), ValueError, "0 to 1"),
+        (lambda m: m.decoder_stream(2).reset(1.5), TypeError, "indices"),
         (lambda m: m.encoder_stream(2).reset(torch.tensor([True])), ValueError, "2 rows"),
     ],
 )
@@ -250,5 +253,46 @@ def test_native_arguments_are_checked(model):
     mask = torch.ones(1, FRAME)
     model.encode(audio, mask, use_streaming=True)
     mask[0, -1] = 0
-    with pytest.raises(ValueError, match="a stream has none"):
-        model.encode(audio, mask, use_streaming=True)
+    codes = torch.zeros(1, 6, 1, dtype=torch.int64)
+    for call in (
+        lambda: model.encode(audio, mask, use_streaming=True),
+        lambda: model.decode(codes, mask, use_streaming=True),
+        lambda: model.decode(codes, audio_codes_mask=torch.zeros(1, 1), use_streaming=True),
+        lambda: model(audio, mask, audio_codes=codes, use_streaming=True),
+    ):
+        with pytest.raises(ValueError, match="a stream has none"):
+            call()
+    with pytest.raises(ValueError, match="another model"):
+        make_model().encode(audio, padding_cache=encoder)
+    with pytest.raises(ValueError, match="different streams"):
+        model.encode(audio, padding_cache=encoder, encoder_past_key_values=encoder.copy())
+    padding = SimpleNamespace(padding_cache=[torch.zeros(1)])
+    with pytest.raises(ValueError, match="filled by another model"):
+        model.encode(audio, padding_cache=padding)
+
+
+def test_a_call_that_fails_leaves_the_stream_as_it_was(model):
+    stream = model.encode(make_audio(FRAME), use_streaming=True).padding_cache
+    with pytest.raises(ValueError, match="batch"):
+        model.encode(make_audio(FRAME, batch=2), padding_cache=stream, num_quantizers=2)
+    assert stream.num_quantizers == 6
+
+
+def test_a_stream_follows_its_model():
+    model = make_model()
+    audio = make_audio(20 * FRAME)
+    stream, decoder = model.encoder_stream(), model.decoder_stream()
+    decoder.push(stream.push(audio))
+    model.bfloat16()
+    codes = stream.push(audio)
+    assert codes.shape == (1, 6, 20)
+    assert decoder.push(codes).dtype == torch.bfloat16
+
+
+def test_resetting_every_row_begins_again(model):
+    stream = model.encoder_stream(2)
+    stream.push(make_audio(30, batch=2))
+    stream.flush()
+    stream.reset([0, 1])
+    audio = make_audio(FRAME, batch=2)
+    assert torch.equal(stream.push(audio), model.encode(audio).audio_codes)

@@ -36,6 +36,8 @@ class _ChannelsLastConv(nn.Module):
     def arrange_weight(self):
         """Lay the weight out in memory so that its matrices are views with contiguous rows. Its shape stays."""
         weight = self.conv.weight
+        if weight.is_inference():
+            return  # made for inference alone; it serves in any order of memory
         arranged = weight.permute(self.memory_order)
         if not arranged.is_contiguous() and weight.device.type != "meta":
             inverse = [self.memory_order.index(dimension) for dimension in range(3)]

@@ -25,6 +25,12 @@ def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | 
         Tensor, shape = (B, T, N).
     """
     batch, steps, width = blocks[0].shape
+    kind = blocks[0].device.type
+    if torch.is_autocast_enabled(kind):
+        # Autocast knows no product that adds in place.
+        dtype = torch.get_autocast_dtype(kind)
+        blocks, weights = ([tensor.to(dtype) for tensor in tensors] for tensors in (blocks, weights))
+        bias = None if bias is None else bias.to(dtype)
     rows = [block.reshape(batch * steps, width) for block in blocks]  # views where the batch is 1
     if _few(rows[0]):
         total = _few_rows_product(rows, weights, bias)
@@ -38,14 +44,17 @@ def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N)."""
     rows = x.flatten(0, -2)
-    # A module or a weight that is not torch's own (quantized, adapted) has its own way to multiply.
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and _few(rows):
+    # A module or a weight that is not torch's own (quantized, adapted, hooked) has its own way to multiply.
+    plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    if plain and not hooked and _few(rows):
         return _few_rows_product([rows], [module.weight], module.bias).unflatten(0, x.shape[:-1])
     return module(x)
 
 
 def _few(rows: Tensor) -> bool:
-    return rows.shape[0] <= FEW_ROWS and rows.device.type == "cpu" and rows.dtype == torch.float32
+    on_cpu = rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return rows.shape[0] <= FEW_ROWS and on_cpu and rows.dtype == torch.float32
 
 
 def _few_rows_product(rows: list[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
 others quantize another projection, each what its predecessors left over."""
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from .product import sum_of_products
 
 EPSILON = 1e-5
+_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
 
 
 class Codebook(nn.Module):
@@ -59,6 +62,10 @@ class ResidualVectorQuantizer(nn.Module):
         self.output_proj = nn.Conv1d(inner, width, 1, bias=False) if inner != width else None
         self._tables: tuple[object, Tensor, Tensor] | None = None
 
+    def train(self, mode: bool = True):
+        self._tables = None
+        return super().train(mode)
+
     def __getstate__(self):
         return {**self.__dict__, "_tables": None}
 
@@ -69,7 +76,8 @@ class ResidualVectorQuantizer(nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         """The codebooks ready for use, derived from the buffers whenever these have changed.
 
-        A compiled or exported graph keeps those of its making: it cannot ask whether buffers have changed.
+        Changes through `.data`, which torch does not count, are seen in training mode, and by a call of `train` or
+        `eval`. A compiled or exported graph keeps the codebooks of its making.
 
         Returns:
             Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
@@ -80,7 +88,7 @@ class ResidualVectorQuantizer(nn.Module):
         buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
         # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
         key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
-        if self._tables is None or not _same(self._tables[0], key):
+        if self.training or self._tables is None or not _same(self._tables[0], key):
             with torch.inference_mode(False), torch.no_grad():
                 entries = torch.stack([codebook.embed for codebook in codebooks])
                 self._tables = (key, entries, entries.square().sum(dim=2) / -2)
@@ -97,13 +105,14 @@ class ResidualVectorQuantizer(nn.Module):
         Returns:
             Tensor, shape = (B, num_quantizers, F), int64.
         """
-        residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
-        codes = []
-        for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
-            code = sum_of_products([residual], [entries], offsets).argmax(dim=2)
-            residual = residual - F.embedding(code, entries)
-            codes.append(code)
-        return torch.stack(codes, dim=1)
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
+            codes = []
+            for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
+                code = sum_of_products([residual], [entries], offsets).argmax(dim=2)
+                residual = residual - F.embedding(code, entries)
+                codes.append(code)
+            return torch.stack(codes, dim=1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """The sums of the entries that the codes name: all codebooks in one lookup.
@@ -172,7 +181,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         """
         if num_quantizers is None:
             return self.max_num_quantizers
-        if isinstance(num_quantizers, bool) or int(num_quantizers) != num_quantizers:
+        if isinstance(num_quantizers, bool) or not isinstance(num_quantizers, numbers.Real) or num_quantizers % 1 != 0:
             raise TypeError(f"num_quantizers={num_quantizers!r} must be an integer.")
         if not self.num_semantic_quantizers <= num_quantizers <= self.max_num_quantizers:
             raise ValueError(
@@ -181,10 +190,34 @@ class SplitResidualVectorQuantizer(nn.Module):
             )
         return int(num_quantizers)
 
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """The codes as int64.
+
+        Raises:
+            TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
+        """
+        size = self.semantic_residual_vector_quantizer.codebook_size
+        expected = "an integer tensor of shape (batch, num_quantizers, frames)"
+        if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
+            found = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
+        if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
+            raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
+        self.check_num_quantizers(codes.shape[1])
+        codes = codes.long()
+        low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
+                f" {size - 1}. Remove padding and special tokens before decoding."
+            )
+        return codes
+
     def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
         """[`search`] in transformers' native layout: Tensor, shape = (B, D, F) -> Tensor, shape = (K, B, F), int64."""
         return self.search(latents.transpose(1, 2), self.check_num_quantizers(num_quantizers)).transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """[`lookup`] in transformers' native layout: Tensor, shape = (B, K, F) -> Tensor, shape = (B, D, F)."""
+        codes = self.check_codes(codes)
         return self.lookup(codes).transpose(1, 2)
