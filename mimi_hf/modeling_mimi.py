@@ -460,7 +460,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         """Frames that a SEANet takes at once: on a CPU its activations should stay in the cache."""
         # A compiled graph would be one of so and so many pieces, and compiled again for another length.
         in_cache = self.device.type == "cpu" and not torch.compiler.is_compiling()
-        return max(1, (24 if in_cache else 1024) // batch)
+        return max(1, (32 if in_cache else 1024) // batch)
 
     def _arrange_weights(self):
         places = {tensor.device for tensor in (*self.parameters(), *self.buffers())}
