@@ -15,9 +15,9 @@ _EXPORTS = {
     "MimiConfig": "configuration_mimi",
     "MimiFeatureExtractor": "feature_extraction_mimi",
     "MimiModel": "modeling_mimi",
-    "MimiEncoderOutput": "modeling_mimi",
-    "MimiDecoderOutput": "modeling_mimi",
-    "MimiOutput": "modeling_mimi",
+    "MimiEncoderOutput": "outputs",
+    "MimiDecoderOutput": "outputs",
+    "MimiOutput": "outputs",
     "EncoderStream": "streaming",
     "DecoderStream": "streaming",
 }

@@ -1,7 +1,6 @@
 """The Mimi codec: audio to codes and back, offline, as a stream, or in ragged batches."""
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,49 +15,9 @@ from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
 from .layers.transformer import LayerScale, Transformer, TransformerState
+from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
 from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
-
-
-@dataclass
-class MimiEncoderOutput(ModelOutput):
-    """
-    audio_codes: Tensor, shape = (B, K, F), int64.
-    encoder_past_key_values, padding_cache: the [`EncoderStream`] to pass to the next call, when streaming.
-    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Codes elsewhere are 0.
-    """
-
-    audio_codes: Tensor | None = None
-    encoder_past_key_values: EncoderStream | None = None
-    padding_cache: EncoderStream | None = None
-    audio_codes_mask: Tensor | None = None
-
-
-@dataclass
-class MimiDecoderOutput(ModelOutput):
-    """
-    audio_values: Tensor, shape = (B, audio_channels, N).
-    decoder_past_key_values: the [`DecoderStream`] to pass to the next call, when streaming.
-    """
-
-    audio_values: Tensor | None = None
-    decoder_past_key_values: DecoderStream | None = None
-
-
-@dataclass
-class MimiOutput(ModelOutput):
-    """
-    audio_codes: Tensor, shape = (B, K, F), int64.
-    audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
-    encoder_past_key_values, decoder_past_key_values: the streams to pass to the next call, when streaming.
-    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames.
-    """
-
-    audio_codes: Tensor | None = None
-    audio_values: Tensor | None = None
-    encoder_past_key_values: EncoderStream | None = None
-    decoder_past_key_values: DecoderStream | None = None
-    audio_codes_mask: Tensor | None = None
 
 
 class EncoderState(NamedTuple):
@@ -498,4 +457,4 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             )
 
 
-__all__ = ["MimiDecoderOutput", "MimiEncoderOutput", "MimiModel", "MimiOutput"]
+__all__ = ["MimiModel"]
