@@ -16,6 +16,9 @@ CONVOLUTIONS = [
     {"kernel_size": 6, "stride": 3, "in_channels": 20},
     {"kernel_size": 5, "in_channels": 32, "bias": False},
     {"kernel_size": 4, "stride": 2, "in_channels": 32, "pad_mode": "replicate"},
+    {"kernel_size": 1, "elu": True},
+    {"kernel_size": 3, "dilation": 2, "elu": True},
+    {"kernel_size": 4, "stride": 2, "in_channels": 32, "pad_mode": "replicate", "elu": True},
 ]
 
 
@@ -30,8 +33,11 @@ def test_convolution_equals_torch_on_padded_input(arguments, batch):
     layer = make_convolution(arguments)
     x = torch.randn(batch, 24, layer.in_channels)
     mode = arguments.get("pad_mode", "constant")
-    padded = F.pad(x.transpose(1, 2), (layer.padding_total, 0), mode=mode)
-    torch.testing.assert_close(layer(x, None)[0], layer.conv(padded).transpose(1, 2))
+    padded = F.pad((F.elu(x) if layer.elu else x).transpose(1, 2), (layer.padding_total, 0), mode=mode)
+    expected = layer.conv(padded).transpose(1, 2)
+    torch.testing.assert_close(layer(x, None)[0], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, None)[0], expected)
 
 
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
@@ -45,13 +51,15 @@ def test_convolution_in_pieces_equals_whole(arguments):
     torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x, None)[0])
 
 
+@pytest.mark.parametrize("elu", [True, False])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (9, 3), (5, 5)])
-def test_transposed_convolution_equals_torch_and_its_pieces(kernel_size, stride, groups):
+@torch.no_grad()
+def test_transposed_convolution_equals_torch_and_its_pieces(kernel_size, stride, groups, elu):
     torch.manual_seed(0)
-    layer = CausalConvTranspose1d(6, 6, kernel_size, stride, groups=groups)
+    layer = CausalConvTranspose1d(6, 6, kernel_size, stride, groups=groups, elu=elu)
     x = torch.randn(2, 8, 6)
-    expected = layer.conv(x.transpose(1, 2))[..., : 8 * stride].transpose(1, 2)
+    expected = layer.conv((F.elu(x) if elu else x).transpose(1, 2))[..., : 8 * stride].transpose(1, 2)
     torch.testing.assert_close(layer(x, None)[0], expected)
     first, state = layer(x[:, :1], None)
     second, _ = layer(x[:, 1:], state)

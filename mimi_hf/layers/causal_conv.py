@@ -9,6 +9,7 @@ round, and its output is a view. Both keep their weights in a memory format in w
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .product import sum_of_products
@@ -30,6 +31,7 @@ class _ChannelsLastConv(nn.Module):
 
     conv: nn.Conv1d | nn.ConvTranspose1d
     memory_order: tuple[int, int, int]  # of the weight's dimensions, outermost first
+    elu: bool  # activate the input first
 
     @torch.inference_mode(False)  # the weight must stay fit for training
     @torch.no_grad()
@@ -47,6 +49,20 @@ class _ChannelsLastConv(nn.Module):
         """The weight in memory order."""
         return self.conv.weight.permute(self.memory_order)
 
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.elu(x) if self.elu else x
+
+    def _after(self, previous: Tensor, x: Tensor) -> Tensor:
+        """x: Tensor, shape = (B, T, C), activated, after the inputs that came before it."""
+        if not self.elu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([previous, self._activate(x)], dim=1)
+        # The same in one pass over memory: the activation writes where the concatenation would copy it to.
+        steps = previous.shape[1]
+        whole = x.new_empty(x.shape[0], steps + x.shape[1], x.shape[2])
+        whole[:, :steps] = previous
+        torch.ops.aten.elu.out(x, out=whole[:, steps:])
+        return whole
+
     def _new_state(self, x: Tensor, steps: int, replicate: bool = False) -> ConvState:
         previous = x.new_zeros(x.shape[0], steps, x.shape[2])
         started = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if replicate else None
@@ -60,6 +76,7 @@ class CausalConv1d(_ChannelsLastConv):
         in_channels, out_channels, kernel_size, stride, dilation, bias: as for `torch.nn.Conv1d`. With a stride the
             kernel is a multiple of it and the dilation is 1.
         pad_mode: "constant" for silence before the first sample, "replicate" to repeat that sample.
+        elu: apply an ELU to the input first.
     """
 
     memory_order = (0, 2, 1)  # out_channels, kernel, in_channels: torch's 1-d channels-last format
@@ -73,8 +90,10 @@ class CausalConv1d(_ChannelsLastConv):
         dilation: int = 1,
         pad_mode: str = "constant",
         bias: bool = True,
+        elu: bool = False,
     ):
         super().__init__()
+        self.elu = elu
         assert kernel_size % stride == 0 and (stride == 1 or dilation == 1), (kernel_size, stride, dilation)
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation, bias=bias)
         self.in_channels = in_channels
@@ -89,6 +108,8 @@ class CausalConv1d(_ChannelsLastConv):
         """x: Tensor, shape = (B, T, C), T a multiple of the stride -> Tensor, shape = (B, T / stride, out_channels)."""
         if self.padding_total:
             x, state = self._with_past(x, state)
+        else:
+            x = self._activate(x)
         batch, length, channels = x.shape
         blocks = x.reshape(batch, length // self.stride, self.stride * channels)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
@@ -103,9 +124,9 @@ class CausalConv1d(_ChannelsLastConv):
         replicate = self.pad_mode == "replicate"
         previous, started = self._new_state(x, self.padding_total, replicate) if state is None else state
         if replicate:
-            previous = torch.where(started.view(-1, 1, 1), previous, x[:, :1])
+            previous = torch.where(started.view(-1, 1, 1), previous, self._activate(x[:, :1]))
             started = torch.ones_like(started)
-        x = torch.cat([previous, x], dim=1)
+        x = self._after(previous, x)
         return x, ConvState(x[:, -self.padding_total :].clone(), started)
 
 
@@ -115,14 +136,23 @@ class CausalConvTranspose1d(_ChannelsLastConv):
     Args:
         in_channels, out_channels, kernel_size, stride, groups, bias: as for `torch.nn.ConvTranspose1d`. The kernel is
             a multiple of the stride.
+        elu: apply an ELU to the input first.
     """
 
     memory_order = (2, 1, 0)  # kernel, out_channels / groups, in_channels
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        groups: int = 1,
+        bias: bool = True,
+        elu: bool = False,
     ):
         super().__init__()
+        self.elu = elu
         assert kernel_size % stride == 0, (kernel_size, stride)
         self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
         self.stride = stride
@@ -135,7 +165,7 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T * stride, out_channels)."""
         steps = x.shape[1]
         previous = self._new_state(x, self.padding_total).previous if state is None else state.previous
-        x = torch.cat([previous, x], dim=1)
+        x = self._after(previous, x)
         state = ConvState(x[:, steps:].clone(), None)
         views = [x[:, self.padding_total - tap :][:, :steps] for tap in range(self.taps)]
         y = self._product(views) if self.groups == 1 else self._grouped_product(views)

@@ -1,6 +1,7 @@
 """SEANet, the convolutional encoder and decoder of SoundStream, EnCodec and Mimi (arXiv:2107.03312, section III).
 
-`layers` holds an activation at each index where the published checkpoints skip one, so that parameter names agree.
+Each convolution activates its own input. `layers` holds an identity where the published checkpoints count an activation
+of its own, so that parameter names agree.
 """
 
 from torch import Tensor, nn
@@ -18,19 +19,19 @@ class ResidualBlock(nn.Module):
         hidden = channels // compress
         self.block = nn.ModuleList(
             [
-                nn.ELU(),
-                CausalConv1d(channels, hidden, kernel_size, dilation=dilation, pad_mode=pad_mode),
-                nn.ELU(inplace=True),
-                CausalConv1d(hidden, channels, 1),
+                nn.Identity(),
+                CausalConv1d(channels, hidden, kernel_size, dilation=dilation, pad_mode=pad_mode, elu=True),
+                nn.Identity(),
+                CausalConv1d(hidden, channels, 1, elu=True),
             ]
         )
         self.shortcut = CausalConv1d(channels, channels, 1) if conv_shortcut else None
 
     def forward(self, x: Tensor, state) -> tuple[Tensor, tuple]:
         """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T, C)."""
-        activation, narrow, activation_, widen = self.block
-        y, state = narrow(activation(x), state)
-        y, _ = widen(activation_(y), None)
+        _, narrow, _, widen = self.block
+        y, state = narrow(x, state)
+        y, _ = widen(y, None)
         if self.shortcut is not None:
             x, _ = self.shortcut(x, None)
         return y.add_(x), state
@@ -42,15 +43,11 @@ class _SEANet(nn.Module):
     layers: nn.ModuleList
 
     def forward(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple]:
-        stateful = [layer for layer in self.layers if not isinstance(layer, nn.ELU)]
-        states = iter(states if states is not None else [None] * len(stateful))
+        layers = [layer for layer in self.layers if not isinstance(layer, nn.Identity)]
         new_states = []
-        for layer in self.layers:
-            if isinstance(layer, nn.ELU):
-                x = layer(x)
-            else:
-                x, state = layer(x, next(states))
-                new_states.append(state)
+        for layer, state in zip(layers, states or [None] * len(layers), strict=True):
+            x, state = layer(x, state)
+            new_states.append(state)
         return x, tuple(new_states)
 
 
@@ -64,13 +61,13 @@ class SEANetEncoder(_SEANet):
         for ratio in reversed(config.upsampling_ratios):
             layers += residual_blocks(config, channels)
             layers += [
-                nn.ELU(inplace=True),
-                CausalConv1d(channels, 2 * channels, 2 * ratio, stride=ratio, pad_mode=config.pad_mode),
+                nn.Identity(),
+                CausalConv1d(channels, 2 * channels, 2 * ratio, stride=ratio, pad_mode=config.pad_mode, elu=True),
             ]
             channels *= 2
         layers += [
-            nn.ELU(inplace=True),
-            CausalConv1d(channels, config.hidden_size, config.last_kernel_size, pad_mode=config.pad_mode),
+            nn.Identity(),
+            CausalConv1d(channels, config.hidden_size, config.last_kernel_size, pad_mode=config.pad_mode, elu=True),
         ]
         self.layers = nn.ModuleList(layers)
 
@@ -84,14 +81,14 @@ class SEANetDecoder(_SEANet):
         layers = [CausalConv1d(config.hidden_size, channels, config.kernel_size, pad_mode=config.pad_mode)]
         for ratio in config.upsampling_ratios:
             layers += [
-                nn.ELU(inplace=True),
-                CausalConvTranspose1d(channels, channels // 2, 2 * ratio, stride=ratio),
+                nn.Identity(),
+                CausalConvTranspose1d(channels, channels // 2, 2 * ratio, stride=ratio, elu=True),
             ]
             channels //= 2
             layers += residual_blocks(config, channels)
         layers += [
-            nn.ELU(inplace=True),
-            CausalConv1d(channels, config.audio_channels, config.last_kernel_size, pad_mode=config.pad_mode),
+            nn.Identity(),
+            CausalConv1d(channels, config.audio_channels, config.last_kernel_size, pad_mode=config.pad_mode, elu=True),
         ]
         self.layers = nn.ModuleList(layers)
 
