@@ -27,11 +27,11 @@ def make_convolution(arguments):
     return CausalConv1d(**{"in_channels": 3, "out_channels": 5, **arguments})
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("batch", "length"), [(1, 24), (3, 24), (2, 600)])  # few rows and many
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
-def test_convolution_equals_torch_on_padded_input(arguments, batch):
+def test_convolution_equals_torch_on_padded_input(arguments, batch, length):
     layer = make_convolution(arguments)
-    x = torch.randn(batch, 24, layer.in_channels)
+    x = torch.randn(batch, length, layer.in_channels)
     mode = arguments.get("pad_mode", "constant")
     padded = F.pad((F.elu(x) if layer.elu else x).transpose(1, 2), (layer.padding_total, 0), mode=mode)
     expected = layer.conv(padded).transpose(1, 2)

@@ -112,8 +112,10 @@ def test_a_copy_goes_its_own_way(model, fork):
     other = fork(stream)
     assert other.model is model
     other.push(-audio)  # the original does not notice
-    rest = stream.push(audio[..., 4 * FRAME + 3 :])
-    assert torch.equal(rest, model.encode(audio).audio_codes[..., 4:])
+    again = fork(stream)
+    for continued in (stream, again):
+        rest = continued.push(audio[..., 4 * FRAME + 3 :])
+        assert torch.equal(rest, model.encode(audio).audio_codes[..., 4:])
 
 
 def test_a_thousand_hours_are_as_exact_as_a_second(model):
