@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layers.state import copy_state, map_state, reset_rows
+from .layers.state import copy_state, map_state, reset_rows, select_rows
 
 _ATTRIBUTE = "mimi_stream"  # of a cache of transformers that carries a stream
 
@@ -77,6 +77,22 @@ class _Stream:
             raise ValueError(f"Rows {rows.tolist()} are not all in 0 to {self.batch_size - 1}, the rows of the stream.")
         return torch.zeros(self.batch_size, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
 
+    def _active(self, rows) -> Tensor | None:
+        """The mask of the rows that advance: Tensor, shape = (B,), bool, None where all do."""
+        mask = None if rows is None else self._row_mask(rows)
+        return None if mask is None or mask.all() else mask
+
+    def _advance(self, state, active: Tensor | None):
+        """Take up the state after a step, but not in the rows that pause."""
+        if active is not None:
+            old = map_state(torch.zeros_like, state) if self.state is None else self.state
+            position = torch.where(active, state.transformer.position, old.transformer.position)
+            # The rings stay as they are: what a paused row wrote into them, its next step will overwrite.
+            transformer = state.transformer._replace(position=position)
+            state, old = (whole._replace(transformer=None) for whole in (state, old))
+            state = select_rows(active, state, old)._replace(transformer=transformer)
+        self.state = state
+
     def _follow_model(self):
         """Move the state to where the model is now, in its dtype."""
         place = (self.model.device, self.model.dtype)
@@ -95,7 +111,8 @@ class _Stream:
 class EncoderStream(_Stream):
     """Audio in, in chunks of any length; codes out, as soon as a frame is whole.
 
-    Made by [`MimiModel.encoder_stream`]. Its rows are sessions that share one clock: they push chunks of equal length.
+    Made by [`MimiModel.encoder_stream`]. Its rows are sessions that share one clock: they push chunks of equal length,
+    or pause.
 
     Example:
 
@@ -135,32 +152,44 @@ class EncoderStream(_Stream):
             self.pending = reset_rows(self.pending, self._row_mask(rows))
 
     @torch.no_grad()
-    def push(self, chunk: Tensor) -> Tensor:
+    def push(self, chunk: Tensor, active=None) -> Tensor:
         """Encode the next samples.
 
         Args:
             chunk: Tensor, shape = (B, audio_channels, n), n >= 0.
+            active: the rows that go on, as in [`reset`]; all where None. The others pause: what the chunk holds for
+                them is ignored. Rows may pause between frames only.
 
         Returns:
-            Tensor, shape = (B, K, f), int64, the f >= 0 frames that are whole now.
+            Tensor, shape = (B, K, f), int64, the f >= 0 frames that are whole now; -1 in rows that pause.
 
         Raises:
-            TypeError, ValueError: for a chunk of another type or shape, or that is not finite; the stream is as before.
+            TypeError, ValueError: for a chunk of another type or shape, or that is not finite, or rows that would pause
+                inside a frame; the stream is as before.
         """
-        return self._push(chunk, self.num_quantizers)
+        return self._push(chunk, self.num_quantizers, active)
 
-    def _push(self, chunk: Tensor, num_quantizers: int) -> Tensor:
+    def _push(self, chunk: Tensor, num_quantizers: int, active=None) -> Tensor:
         self.model._check_audio(chunk)
         self._check_batch(chunk, "chunk")
         if self.ended:
             raise ValueError("This stream was flushed, which ended it. Call reset() to begin another.")
+        frame_size = self.model.config.frame_size
+        active = self._active(active)
+        if active is not None:
+            if self.pending.shape[2] or chunk.shape[2] % frame_size:
+                raise ValueError(
+                    f"Some rows pause while {self.pending.shape[2]} samples wait for the rest of their frame and"
+                    f" {chunk.shape[2]} more come. Rows that pause share the frames of the others: push multiples of"
+                    f" {frame_size} samples."
+                )
+            chunk = chunk.masked_fill(~active.to(chunk.device)[:, None, None], 0)
         if not torch.isfinite(chunk).all():
             raise ValueError("The chunk holds NaN or infinity. Push finite audio, about -1 to 1.")
-        frame_size = self.model.config.frame_size
         self.num_quantizers = num_quantizers
         audio = torch.cat([self.pending, chunk.to(self.pending)], dim=2).to(self.model.device)
         whole = audio.shape[2] // frame_size * frame_size
-        codes = self._encode(audio[..., :whole])
+        codes = self._encode(audio[..., :whole], active)
         self.pending = audio[..., whole:].clone()
         return codes
 
@@ -174,16 +203,18 @@ class EncoderStream(_Stream):
         self.ended = True
         return Flushed(codes, num_samples)
 
-    def _encode(self, audio: Tensor) -> Tensor:
+    def _encode(self, audio: Tensor, active: Tensor | None = None) -> Tensor:
         """audio: Tensor, shape = (B, C, F * frame_size) -> Tensor, shape = (B, K, F)."""
         self._follow_model()
         model, frame_size = self.model, self.model.config.frame_size
         audio = audio.transpose(1, 2).to(model.device, model.dtype)
         codes = [torch.empty(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=model.device)]
         for start, stop in model._tiles(audio.shape[1] // frame_size, self.batch_size):
-            latents, self.state = model.encode_tile(audio[:, start * frame_size : stop * frame_size], self.state)
+            latents, state = model.encode_tile(audio[:, start * frame_size : stop * frame_size], self.state)
             codes.append(model.quantizer.search(latents, self.num_quantizers))
-        return torch.cat(codes, dim=2)
+            self._advance(state, active)
+        codes = torch.cat(codes, dim=2)
+        return codes if active is None else codes.masked_fill(~active[:, None, None], -1)
 
 
 class DecoderStream(_Stream):
@@ -202,19 +233,25 @@ class DecoderStream(_Stream):
     """
 
     @torch.no_grad()
-    def push(self, audio_codes: Tensor) -> Tensor:
+    def push(self, audio_codes: Tensor, active=None) -> Tensor:
         """Decode the next frames.
 
         Args:
             audio_codes: Tensor, shape = (B, K, f), integers, f >= 0.
+            active: the rows that go on, as in [`reset`]; all where None. The others pause: their codes are ignored.
 
         Returns:
-            Tensor, shape = (B, audio_channels, f * frame_size).
+            Tensor, shape = (B, audio_channels, f * frame_size); zeros in rows that pause.
 
         Raises:
             TypeError, ValueError: for codes of another type, shape or range; the stream is as before.
         """
         model, frame_size = self.model, self.model.config.frame_size
+        active = self._active(active)
+        if active is not None and isinstance(audio_codes, Tensor) and audio_codes.shape[:1] == active.shape:
+            audio_codes = audio_codes.masked_fill(
+                ~active.to(audio_codes.device).view(-1, *[1] * (audio_codes.dim() - 1)), 0
+            )
         audio_codes = model.quantizer.check_codes(audio_codes)
         self._check_batch(audio_codes, "tensor of codes")
         self._follow_model()
@@ -224,9 +261,10 @@ class DecoderStream(_Stream):
         )
         for start, stop in model._tiles(frames, self.batch_size):
             latents = model.quantizer.lookup(audio_codes[..., start:stop].to(model.device)).to(model.dtype)
-            tile, self.state = model.decode_tile(latents, self.state)
+            tile, state = model.decode_tile(latents, self.state)
+            self._advance(state, active)
             audio[..., start * frame_size : stop * frame_size] = tile.transpose(1, 2)
-        return audio
+        return audio if active is None else audio.masked_fill(~active[:, None, None], 0)
 
 
 def find_stream(model, kind: type, carriers: tuple, wanted: bool, make):

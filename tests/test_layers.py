@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,7 +88,7 @@ def naive_transformer(transformer, x, window):
     allowed = (distance >= 0) & (distance < window)
     for layer in transformer.layers:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
-        table = rotary_table(steps, attention.head_dim, transformer.config.rope_theta, x.device)
+        table = rotary_table(torch.arange(steps), attention.head_dim, transformer.config.rope_theta)
         outputs = []
         for head in range(transformer.config.num_attention_heads):
             group = head // attention.groups
@@ -96,8 +98,8 @@ def naive_transformer(transformer, x, window):
             key = rotate(normed @ attention.k_proj.weight[group_rows].T, table)
             scores = (query @ key.transpose(1, 2) / attention.head_dim**0.5).masked_fill(~allowed, -torch.inf)
             outputs.append(scores.softmax(-1) @ (normed @ attention.v_proj.weight[group_rows].T))
-        x = x + layer.self_attn_layer_scale(attention.o_proj(torch.cat(outputs, dim=-1)))
-        x = x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
+        x = x + layer.self_attn_layer_scale.scale * attention.o_proj(torch.cat(outputs, dim=-1))
+        x = x + layer.mlp_layer_scale.scale * layer.mlp(layer.post_attention_layernorm(x))
     return x
 
 
@@ -117,6 +119,35 @@ def test_transformer_equals_full_attention_and_its_pieces(key_value_heads, imple
         y, state = transformer(piece, state)
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
+
+
+@torch.no_grad()
+def test_rings_are_written_in_place_but_for_gradients():
+    transformer = Transformer(MimiConfig(**TINY))
+    x = torch.randn(1, 2, 32)
+    _, state = transformer(x, None)
+    memory = state.keys[0].data_ptr()
+    for _ in range(9):  # around the ring and on
+        y, new_state = transformer(x, state)
+        assert new_state.keys[0].data_ptr() == memory
+        torch.testing.assert_close(transformer(x, state)[0], y)  # a step can be taken again
+        state = new_state
+    with torch.enable_grad():
+        before = [copy_state(state), state]
+        _, new_state = transformer(x, state)
+        assert new_state.keys[0].data_ptr() != memory
+        torch.testing.assert_close(*before)
+
+
+def test_rotary_angles_are_exact_at_any_position():
+    for position in (0, 249, 10**6, 10**12):
+        cos, sin = rotary_table(torch.tensor(position), 8, 10000.0)
+        angles = [position * 10000.0 ** (-i / 4) for i in range(4)]
+        # Double precision itself knows the angle at 10**12 to 1e-4 only.
+        tolerance = 1e-6 + 2e-16 * position
+        assert cos.tolist() == pytest.approx([math.cos(angle) for angle in angles] * 2, abs=tolerance)
+        assert sin[4:].tolist() == pytest.approx([math.sin(angle) for angle in angles], abs=tolerance)
+        assert torch.equal(sin[:4], -sin[4:])
 
 
 def test_search_finds_the_nearest_entries_of_each_residual():

@@ -7,6 +7,7 @@ from tiny import FRAME, assert_same_audio, make_audio, make_model
 from transformers.cache_utils import DynamicCache
 
 from mimi_hf import DecoderStream, EncoderStream
+from mimi_hf.layers.transformer import TransformerState, rotary_table, rotate
 
 
 def push_all(stream, audio, sizes):
@@ -123,10 +124,38 @@ def test_a_thousand_hours_are_as_exact_as_a_second(model):
     old, fresh = model.encoder_stream(), model.encoder_stream()
     for stream in (old, fresh):
         stream.push(audio[..., : 20 * FRAME])
-    transformer = old.state.transformer
-    hours = 1000 * 3600 * model.config.sampling_rate // model.config.hop_length
-    old.state = old.state._replace(transformer=transformer._replace(position=transformer.position + hours))
+    state, config = old.state.transformer, model.config
+    hours = 1000 * 3600 * config.sampling_rate // config.hop_length
+    hours -= hours % state.keys[0].shape[1]  # the same slots of the ring
+    table = rotary_table(torch.tensor(hours), config.head_dim, config.rope_theta)
+    aged = TransformerState(state.position + hours, tuple(rotate(keys, table) for keys in state.keys), state.values)
+    old.state = old.state._replace(transformer=aged)
     assert torch.equal(old.push(audio[..., 20 * FRAME :]), fresh.push(audio[..., 20 * FRAME :]))
+
+
+@pytest.mark.parametrize("frames", [1, 3])  # of each push
+def test_rows_pause_and_go_on(model, frames):
+    audio = make_audio(24 * FRAME, batch=3)
+    turns = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    turns[:2] = torch.tensor([[False, True, False], [True, False, False]])  # also before their first frame
+    encoder, decoder, taken = model.encoder_stream(3), model.decoder_stream(3), [0, 0, 0]
+    codes, sound = [[], [], []], [[], [], []]
+    for active in turns:
+        active &= torch.tensor(taken) + frames <= 24
+        chunk = torch.full((3, 1, frames * FRAME), torch.nan)  # where a row pauses, anything
+        for row in active.nonzero().flatten().tolist():
+            chunk[row] = audio[row, :, taken[row] * FRAME : (taken[row] + frames) * FRAME]
+            taken[row] += frames
+        out = encoder.push(chunk, active)
+        heard = decoder.push(out, active)
+        assert (out[~active] == -1).all() and (heard[~active] == 0).all()
+        for row in active.nonzero().flatten().tolist():
+            codes[row].append(out[row])
+            sound[row].append(heard[row])
+    for row in range(3):
+        expected = model.encode(audio[row : row + 1, :, : taken[row] * FRAME]).audio_codes
+        assert torch.equal(torch.cat(codes[row], dim=1), expected[0])
+        assert_same_audio(torch.cat(sound[row], dim=1), model.decode(expected).audio_values[0])
 
 
 def test_streams_share_a_model_without_noticing(model):
@@ -166,6 +195,9 @@ def test_state_has_a_static_shape_and_no_gradient(model):
         (lambda m: m.decoder_stream(2).reset([99]), ValueError, "0 to 1"),
         (lambda m: m.decoder_stream(2).reset(1.5), TypeError, "indices"),
         (lambda m: m.encoder_stream(2).reset(torch.tensor([True])), ValueError, "2 rows"),
+        (lambda m: m.encoder_stream(2).push(torch.zeros(2, 1, 9), [0]), ValueError, "multiples of 24 samples"),
+        (lambda m: m.encoder_stream(2).push(torch.zeros(2, 1, 24), [2]), ValueError, "0 to 1"),
+        (lambda m: m.decoder_stream(2).push(torch.full((2, 2, 1), -1), [0]), ValueError, "-1 to 0"),
     ],
 )
 def test_bad_input(model, call, error, message):

@@ -115,9 +115,10 @@ class CausalConv1d(_ChannelsLastConv):
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
         views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
         matrices = self._by_tap().reshape(-1, self.taps, self.stride * channels).unbind(1)
-        if self.taps > 1 and blocks.shape[2] < 16:
-            # Audio itself has one or two channels: too narrow for products of its own.
-            views, matrices = [torch.cat(views, dim=2)], [torch.cat(matrices, dim=1)]
+        if self.taps > 1 and (blocks.shape[2] < 16 or batch * steps <= 8):
+            # Audio itself has one or two channels: too narrow for products of its own. And where the weight takes
+            # longer to read than the inputs to copy, it is best read in one go.
+            views, matrices = [torch.cat(views, dim=2)], [self._by_tap().reshape(-1, self.taps * blocks.shape[2])]
         return sum_of_products(views, matrices, self.conv.bias), state
 
     def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:

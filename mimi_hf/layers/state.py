@@ -6,6 +6,7 @@ it. `None` stands where a layer remembers nothing.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,20 @@ def map_state(function: Callable[[Tensor], Tensor], state):
     if isinstance(state, Tensor):
         return function(state)
     parts = [map_state(function, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+
+
+def select_rows(rows: Tensor, state, other):
+    """`state` in some rows, `other`, of the same structure, in the rest.
+
+    Args:
+        rows: Tensor, shape = (B,), bool, True for each row of `state`.
+    """
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return torch.where(rows.view(-1, *[1] * (state.dim() - 1)), state, other)
+    parts = [select_rows(rows, *pair) for pair in zip(state, other, strict=True)]
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 

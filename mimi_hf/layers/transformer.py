@@ -1,7 +1,8 @@
 """The transformer on either side of the quantizer: causal attention over a sliding window, rotary positions.
 
-Rotary positions (arXiv:2104.09864, section 3.2.2) enter attention only as differences. So the cache keeps its keys
-unrotated, and each call rotates them by their place in the window: no phase grows with the age of the stream.
+Keys and values of the window lie in a ring: the step at position p is written into slot p mod R, over one that no later
+step looks at. Nothing moves when a stream goes on, a stream that pauses only keeps its position, and a step that was
+interrupted can be taken again.
 """
 
 import math
@@ -16,10 +17,10 @@ from .product import linear
 
 
 class TransformerState(NamedTuple):
-    """The last `W - 1` steps of a stream, as the attention of each layer saw them.
+    """The last steps of a stream, as the attention of each layer saw them.
 
-    position: Tensor, shape = (B,), int64, steps seen so far. Only its distance from zero matters, up to the window.
-    keys: Tensors, one per layer, shape = (B, key_value_heads, W - 1, head_dim), unrotated, right-aligned.
+    position: Tensor, shape = (B,), int64, steps seen so far.
+    keys: Tensors, one per layer, shape = (B, R, key_value_heads, head_dim), R >= W - 1 + T slots, rotated.
     values: Tensors of the same shapes.
     """
 
@@ -28,19 +29,46 @@ class TransformerState(NamedTuple):
     values: tuple[Tensor, ...]
 
 
-def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the rotary angles at positions 0 … length - 1, each of shape (length, head_dim)."""
-    exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] / theta**exponents
+def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the rotary angles (arXiv:2104.09864, section 3.2.2).
+
+    Angles are counted in units of 2π / 2**64: int64 arithmetic drops whole turns by itself, so that they are as exact
+    at any position as at the first.
+
+    Args:
+        position: Tensor, shape = (…), int64.
+
+    Returns:
+        Tensors, shape = (…, head_dim).
+    """
+    place = "cpu" if position.device.type == "mps" else position.device  # where there is double precision
+    exponents = torch.arange(0, head_dim, 2, device=place, dtype=torch.float64) / -head_dim
+    units_per_step = (theta**exponents * (2**63 / math.pi)).long().to(position.device)
+    angles = (position[..., None] * units_per_step).float() * (math.pi / 2**63)
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """x: Tensor, shape = (…, T, head_dim), the halves of each vector rotated against each other by [`rotary_table`]."""
+    """x: Tensor, shape = (…, head_dim), the halves of each vector rotated against each other by [`rotary_table`]."""
     cos, sin = table
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
+
+
+class Window(NamedTuple):
+    """What all layers of one call share.
+
+    slots: index of the slots that the T new steps are written to, into dimensions 0 and 1 of keys and values.
+    table: the rotary table of the new steps, Tensors, shape = (B, T, 1, head_dim).
+    mask: Tensor, shape = (B, 1, T, R), added to the attention scores: 0 where a step may look, elsewhere -inf.
+    in_place: may the state's own memory be written to?
+    """
+
+    slots: tuple[Tensor, Tensor]
+    table: tuple[Tensor, Tensor]
+    mask: Tensor
+    in_place: bool
 
 
 class Attention(nn.Module):
@@ -57,28 +85,24 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, table, mask: Tensor, implementation: str):
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, window: Window, implementation: str):
         """
         Args:
             x: Tensor, shape = (B, T, D).
-            keys, values: Tensors, shape = (B, key_value_heads, W - 1, head_dim), of the steps before.
-            table: the rotary table of the W - 1 + T steps of the window.
-            mask: Tensor, shape = (B or 1, 1, T, W - 1 + T), bool, True where a step may look.
+            keys, values: Tensors, shape = (B, R, key_value_heads, head_dim), the rings.
 
         Returns:
-            Tensor, shape = (B, T, D), and the keys and values of the last W - 1 steps.
+            Tensor, shape = (B, T, D), and the rings with the new steps in them.
         """
-        steps, past = x.shape[1], keys.shape[2]
-        query = self._heads(linear(self.q_proj, x))
-        keys = torch.cat([keys, self._heads(linear(self.k_proj, x))], dim=2)
-        values = torch.cat([values, self._heads(linear(self.v_proj, x))], dim=2)
-        query = rotate(query, (table[0][past:], table[1][past:]))
-        y = self._attend(query, rotate(keys, table), values, mask, implementation)
-        y = linear(self.o_proj, y.transpose(1, 2).flatten(2))
-        return y, keys[:, :, steps:].clone(), values[:, :, steps:].clone()
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+        query, key, value = linear(self.q_proj, x), linear(self.k_proj, x), linear(self.v_proj, x)
+        heads = torch.cat([query, key], dim=2).unflatten(2, (-1, self.head_dim))  # (B, T, heads, head_dim)
+        query, key = rotate(heads, window.table).split([heads.shape[2] - keys.shape[2], keys.shape[2]], dim=2)
+        write = Tensor.index_put_ if window.in_place else Tensor.index_put
+        # Under autocast the products give half precision, while the rings have the inputs'.
+        keys = write(keys, window.slots, key.to(keys.dtype))
+        values = write(values, window.slots, value.to(values.dtype).unflatten(2, (-1, self.head_dim)))
+        y = self._attend(*(tensor.transpose(1, 2) for tensor in (query, keys, values)), window.mask, implementation)
+        return linear(self.o_proj, y.transpose(1, 2).flatten(2)), keys, values
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, implementation: str) -> Tensor:
         if self.groups > 1:
@@ -86,8 +110,8 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if implementation != "eager":
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim)
-        weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + mask
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         return F.dropout(weights, dropout) @ value
 
 
@@ -109,8 +133,9 @@ class LayerScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.full((channels,), initial_scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """`x + scale * branch`."""
+        return torch.addcmul(x, self.scale, branch)
 
 
 class TransformerLayer(nn.Module):
@@ -128,8 +153,8 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, *attention_arguments):
         """x: Tensor, shape = (B, T, D); the other arguments are those of [`Attention`]."""
         y, keys, values = self.self_attn(self.input_layernorm(x), *attention_arguments)
-        x = x + self.self_attn_layer_scale(y)
-        x = x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        x = self.self_attn_layer_scale(x, y)
+        x = self.mlp_layer_scale(x, self.mlp(self.post_attention_layernorm(x)))
         return x, keys, values
 
 
@@ -141,42 +166,72 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])
 
-    def new_state(self, x: Tensor) -> TransformerState:
-        """The state of streams that have not begun, for inputs like x: Tensor, shape = (B, T, D)."""
-        config, batch = self.config, x.shape[0]
-        shape = (batch, config.num_key_value_heads, config.sliding_window - 1, config.head_dim)
-        keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
-        return TransformerState(torch.zeros(batch, dtype=torch.int64, device=x.device), keys, values)
-
     def forward(self, x: Tensor, state: TransformerState | None) -> tuple[Tensor, TransformerState]:
-        """x: Tensor, shape = (B, T, D) -> Tensor, shape = (B, T, D)."""
-        state = self.new_state(x) if state is None else state
-        steps, past = x.shape[1], self.config.sliding_window - 1
-        table = rotary_table(past + steps, self.config.head_dim, self.config.rope_theta, x.device)
-        mask = window_mask(state.position, steps, past)
+        """x: Tensor, shape = (B, T, D) -> Tensor, shape = (B, T, D).
+
+        Where no gradient is recorded, the new state is the memory of the old one, which must not be used again.
+        """
+        state = self._with_room(x, state)
+        window = self._window(x, state)
         # Without an explicit choice (a model that was never given one) torch's own attention serves.
         implementation = self.config._attn_implementation or "sdpa"
         keys, values = [], []
         for layer, layer_keys, layer_values in zip(self.layers, state.keys, state.values, strict=True):
-            x, layer_keys, layer_values = layer(x, layer_keys, layer_values, table, mask, implementation)
+            x, layer_keys, layer_values = layer(x, layer_keys, layer_values, window, implementation)
             keys.append(layer_keys)
             values.append(layer_values)
-        return x, TransformerState(state.position + steps, tuple(keys), tuple(values))
+        return x, TransformerState(state.position + x.shape[1], tuple(keys), tuple(values))
+
+    def _with_room(self, x: Tensor, state: TransformerState | None) -> TransformerState:
+        """The state with rings that fit x: Tensor, shape = (B, T, D); one of streams not begun where there is none."""
+        config = self.config
+        past = config.sliding_window - 1
+        # The steps to come must not overwrite what the first of them looks at. Kernels like multiples of eight, and
+        # pushes of a few frames, more or less, should find the same ring.
+        slots = -(-(past + x.shape[1]) // 8) * 8
+        if state is not None and state.keys[0].shape[1] == slots:
+            return state
+        shape = (x.shape[0], slots, config.num_key_value_heads, config.head_dim)
+        keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
+        if state is None:
+            return TransformerState(torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), keys, values)
+        row = torch.arange(x.shape[0], device=x.device)[:, None]
+        kept = state.position[:, None] + torch.arange(-past, 0, device=x.device)
+
+        def move(old, new):
+            return new.index_put((row, kept % slots), old[row, kept % old.shape[1]])
+
+        return TransformerState(
+            state.position, tuple(map(move, state.keys, keys)), tuple(map(move, state.values, values))
+        )
+
+    def _window(self, x: Tensor, state: TransformerState) -> Window:
+        batch, steps, _ = x.shape
+        slots = state.keys[0].shape[1]
+        row = torch.arange(batch, device=x.device)[:, None]
+        position = state.position[:, None] + torch.arange(steps, device=x.device)
+        table = rotary_table(position[..., None], self.config.head_dim, self.config.rope_theta)
+        mask = window_mask(state.position, steps, slots, self.config.sliding_window, x.dtype)
+        return Window((row, position % slots), table, mask, _may_write(state.keys[0]))
 
 
-def window_mask(position: Tensor, steps: int, past: int) -> Tensor:
-    """Where each of `steps` new steps may look among the `past` cached ones and themselves.
-
-    A step sees itself and the `past` steps before it, of which those before the stream's first are not there.
+def window_mask(position: Tensor, steps: int, slots: int, window: int, dtype: torch.dtype) -> Tensor:
+    """Where each of `steps` new steps may look in rings that hold them: at itself and the `window - 1` before it.
 
     Args:
-        position: Tensor, shape = (B,), steps that each stream has seen.
+        position: Tensor, shape = (B,), steps that each stream has seen before.
 
     Returns:
-        Tensor, shape = (B, 1, steps, past + steps), bool.
+        Tensor, shape = (B, 1, steps, slots): 0 where a step may look, elsewhere -inf.
     """
-    key = torch.arange(past + steps, device=position.device)
-    query = torch.arange(steps, device=position.device)[:, None]
-    in_window = (key >= query) & (key <= query + past)
-    there = key >= past - position[:, None]
-    return (in_window & there[:, None])[:, None]
+    end = position[:, None] + steps
+    held = end - 1 - (end - 1 - torch.arange(slots, device=position.device)) % slots  # the position in each slot
+    age = (position[:, None] + torch.arange(steps, device=position.device))[:, :, None] - held[:, None]
+    seen = (age >= 0) & (age < window) & (held >= 0)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -math.inf)[:, None]
+
+
+def _may_write(state: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return not torch.is_grad_enabled() and (torch.is_inference_mode_enabled() or not state.is_inference())
