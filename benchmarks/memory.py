@@ -5,6 +5,9 @@
 Each direction and length runs in a process of its own, whose resident memory is sampled every few milliseconds.
 """
 
+import contextlib
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -31,11 +34,11 @@ def measure(folder: Path, direction: str, minutes: float) -> dict:
     with torch.inference_mode():
         # What is made once and kept (derived codebooks, memory formats) belongs to the model, not to the audio.
         model.decode(model.encode(torch.zeros(1, 1, 3 * peers.FRAME)).audio_codes)
-        peak = PeakMemory()
-        begin = time.perf_counter()
-        out = model.encode(audio).audio_codes if direction == "encode" else model.decode(codes).audio_values
-        seconds = time.perf_counter() - begin
-        above = peak.stop()
+        with PeakMemory() as peak:
+            begin = time.perf_counter()
+            out = model.encode(audio).audio_codes if direction == "encode" else model.decode(codes).audio_values
+            seconds = time.perf_counter() - begin
+    above = peak.bytes
     return {
         "direction": direction,
         "minutes": minutes,
@@ -47,23 +50,50 @@ def measure(folder: Path, direction: str, minutes: float) -> dict:
 
 
 class PeakMemory:
-    """The most resident memory, in bytes, above that at the start."""
+    """The most memory in use while the block runs, in bytes above that at its start: `.bytes`, once it is left.
 
-    def __init__(self):
+    On a GPU it is what torch has allocated there, elsewhere the resident memory of the process.
+
+        with PeakMemory() as peak:
+            work()
+        print(peak.bytes)
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.on_gpu = self.device.type == "cuda"
         self.process = psutil.Process()
-        self.start = self.peak = self.process.memory_info().rss
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._sample)
-        self.thread.start()
+
+    def __enter__(self):
+        give_back_memory()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start = torch.cuda.memory_allocated(self.device)
+        else:
+            self.start = self.peak = self.process.memory_info().rss
+            self.thread.start()
+        return self
 
     def _sample(self):
         while not self.stopped.wait(0.005):
             self.peak = max(self.peak, self.process.memory_info().rss)
 
-    def stop(self) -> int:
-        self.stopped.set()
-        self.thread.join()
-        return self.peak - self.start
+    def __exit__(self, *_):
+        if self.on_gpu:
+            self.peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self.stopped.set()
+            self.thread.join()
+        self.bytes = self.peak - self.start
+
+
+def give_back_memory():
+    """Hand memory that is free, but kept, back to the system: what reuses it would not be counted."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main(

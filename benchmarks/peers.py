@@ -1,5 +1,6 @@
 """The implementations of Mimi behind one interface, on the same seeded weights of the published size."""
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -41,13 +42,36 @@ def make_audio(samples: int, batch: int = 1) -> torch.Tensor:
     return (0.2 * voice + 0.05 * noise) * (0.55 + 0.45 * torch.sin(time * 20))
 
 
-class Ours:
-    name = "mimi_hf"
+class UnavailableError(Exception):
+    """An implementation does not do this; the message says why."""
 
-    def __init__(self, folder, original, num_quantizers, dtype):
+
+class Implementation:
+    """One implementation of Mimi.
+
+    name: how tables call it.
+    parts: of the benchmark that it takes part in: "start", "offline", "live".
+    import_code: what a program runs before it can load a model.
+    gigabytes_per_minute: memory that a minute of audio takes offline in single precision, where that is much.
+
+    Audio is a Tensor, shape = (B, 1, N); codes are a Tensor, shape = (B, K, F). `encode_stream(sessions)` and
+    `decode_stream(sessions)` begin a stream and give the function that takes its next frame.
+    """
+
+    name: str
+    parts = ("start", "offline", "live")
+    import_code: str
+    gigabytes_per_minute = 0.0
+
+
+class Ours(Implementation):
+    name = "mimi_hf"
+    import_code = "from mimi_hf import MimiModel"
+
+    def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
         from mimi_hf import MimiModel
 
-        self.model = MimiModel.from_pretrained(folder, dtype=dtype)
+        self.model = MimiModel.from_pretrained(checkpoints[0], dtype=dtype).to(device)
         self.num_quantizers = num_quantizers
 
     def encode(self, audio):
@@ -56,18 +80,40 @@ class Ours:
     def decode(self, codes):
         return self.model.decode(codes).audio_values
 
-    def encode_stream(self, batch):
-        return self.model.encoder_stream(batch, self.num_quantizers).push
+    def encode_stream(self, sessions):
+        return self.model.encoder_stream(sessions, self.num_quantizers).push
 
-    def decode_stream(self, batch):
-        return self.model.decoder_stream(batch).push
+    def decode_stream(self, sessions):
+        return self.model.decoder_stream(sessions).push
 
 
-class Native:
+class OneByOne(Ours):
+    """Each session in a stream of its own, one pushed after the other: what sharing a stream saves."""
+
+    name = "mimi_hf, one by one"
+    parts = ("live",)
+
+    def encode_stream(self, sessions):
+        return self._apart(sessions, super().encode_stream)
+
+    def decode_stream(self, sessions):
+        return self._apart(sessions, super().decode_stream)
+
+    @staticmethod
+    def _apart(sessions, begin):
+        if sessions == 1:
+            raise UnavailableError("one session has a stream of its own anyway")
+        pushes = [begin(1) for _ in range(sessions)]
+        return lambda x: torch.cat([push(row) for push, row in zip(pushes, x.split(1), strict=True)])
+
+
+class Native(Implementation):
     name = "transformers"
+    import_code = "from transformers.models.mimi.modeling_mimi import MimiModel"
+    gigabytes_per_minute = 1.8
 
-    def __init__(self, folder, original, num_quantizers, dtype):
-        self.model = NativeModel.from_pretrained(folder, dtype=dtype)
+    def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
+        self.model = NativeModel.from_pretrained(checkpoints[0], dtype=dtype).to(device)
         self.num_quantizers = num_quantizers
 
     def encode(self, audio):
@@ -76,7 +122,7 @@ class Native:
     def decode(self, codes):
         return self.model.decode(codes).audio_values
 
-    def encode_stream(self, batch):
+    def encode_stream(self, sessions):
         caches = {}
 
         def step(audio):
@@ -88,7 +134,7 @@ class Native:
 
         return step
 
-    def decode_stream(self, batch):
+    def decode_stream(self, sessions):
         """Its transformer streams, its convolutions do not: what comes out is not the audio of the whole."""
         caches = {}
 
@@ -100,14 +146,15 @@ class Native:
         return step
 
 
-class Kyutai:
+class Kyutai(Implementation):
     name = "moshi"
+    import_code = "from moshi.models import loaders"
+    gigabytes_per_minute = 1.8
 
-    def __init__(self, folder, original, num_quantizers, dtype):
+    def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
         from moshi.models import loaders
 
-        self.load = lambda: loaders.get_mimi(original, num_codebooks=num_quantizers).to(dtype)
-        self.model = self.load()
+        self.model = loaders.get_mimi(checkpoints[1], device=device, num_codebooks=num_quantizers).to(dtype)
         self.dtype = dtype
 
     def encode(self, audio):
@@ -116,26 +163,27 @@ class Kyutai:
     def decode(self, codes):
         return self.model.decode(codes)
 
-    def encode_stream(self, batch):
-        model = self.load()
-        model.streaming_forever(batch)
+    def encode_stream(self, sessions):
+        model = copy.deepcopy(self.model)  # the stream is a state of the model
+        model.streaming_forever(sessions)
         return lambda audio: model.encode(audio.to(self.dtype))
 
-    def decode_stream(self, batch):
-        model = self.load()
-        model.streaming_forever(batch)
+    def decode_stream(self, sessions):
+        model = copy.deepcopy(self.model)
+        model.streaming_forever(sessions)
         return model.decode
 
 
-class Candle:
+class Candle(Implementation):
     name = "rustymimi"
+    import_code = "import rustymimi"
 
-    def __init__(self, folder, original, num_quantizers, dtype):
+    def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
         import rustymimi
 
-        if dtype != torch.float32:
-            raise ImportError("rustymimi runs in float32 alone")
-        self.make = lambda: rustymimi.Tokenizer(str(original), num_codebooks=num_quantizers)
+        if dtype != torch.float32 or torch.device(device).type != "cpu":
+            raise UnavailableError("rustymimi runs in float32 alone, on a CPU alone")
+        self.make = lambda: rustymimi.Tokenizer(str(checkpoints[1]), num_codebooks=num_quantizers)
         self.model = self.make()
 
     def encode(self, audio):
@@ -144,20 +192,24 @@ class Candle:
     def decode(self, codes):
         return torch.from_numpy(self.model.decode(codes.numpy().astype("uint32")))
 
-    def encode_stream(self, batch):
-        if batch > 1:
-            raise ImportError("rustymimi streams one session")
-        model = self.make()
+    def encode_stream(self, sessions):
+        model = self._one(sessions)
         return lambda audio: torch.from_numpy(model.encode_step(audio.numpy()).astype("int64"))
 
-    def decode_stream(self, batch):
-        if batch > 1:
-            raise ImportError("rustymimi streams one session")
-        model = self.make()
+    def decode_stream(self, sessions):
+        model = self._one(sessions)
         return lambda codes: torch.from_numpy(model.decode_step(codes.numpy().astype("uint32")))
 
+    def _one(self, sessions):
+        if sessions > 1:
+            raise UnavailableError("rustymimi streams one session")
+        return self.make()
 
-PEERS = (Ours, Native, Kyutai, Candle)
+
+# Ours, of which the first is what agreement is measured against; and what each of them is compared with. A further way
+# to run ours is a subclass of `Ours` here, with a name, and with `parts` where it does not take part in all.
+VARIANTS = (Ours, OneByOne)
+PEERS = (Native, Kyutai, Candle)
 
 
 def checkpoint_folder():

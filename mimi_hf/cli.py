@@ -1,5 +1,9 @@
 """The command `mimi-hf`: parse, check, one call of the library."""
 
+import json
+import math
+import os
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -52,14 +56,8 @@ def roundtrip(
     """
     if output.suffix.lower() not in WRITABLE:
         raise typer.BadParameter(f"OUT is {output.name!r}, but must end in one of {', '.join(WRITABLE)}.")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise typer.BadParameter(f"--dtype {dtype} must be float32, bfloat16 or float16.")
-    if output.exists() and not force:
-        raise _fail(f"{output} exists. Name another file, or add --force to replace it.")
-    if output.is_dir():
-        raise _fail(f"{output} is a folder. Name a file to write.")
-    if not output.parent.is_dir():
-        raise _fail(f"There is no folder {output.parent} to write to. Create it first.")
+    _check_dtype(dtype)
+    _check_writable(output, force)
     if not source.is_file():
         raise _fail(f"{source} is no file. Name the recording to encode.")
 
@@ -88,6 +86,141 @@ def _print(report):
     typer.echo(f"bitrate   {report.bits_per_second / 1000:.2f} kbps")
     for name, seconds in (("encode", report.encode_seconds), ("decode", report.decode_seconds)):
         typer.echo(f"{name}    {seconds:.2f} s, {report.duration / seconds:.1f}x real time")
+
+
+@app.command()
+def benchmark(
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder, or the id of a model on the Hub.")] = (
+        "kyutai/mimi"
+    ),
+    seconds: Annotated[
+        list[float] | None, typer.Option(help="Length of the recordings; repeat for more.", show_default="2, 12")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Recordings at once; repeat for more.", min=1, show_default="1, 8")
+    ] = None,
+    sessions: Annotated[
+        list[int] | None, typer.Option(help="Live sessions at once; repeat for more.", min=1, show_default="1, 16")
+    ] = None,
+    num_quantizers: Annotated[
+        int | None, typer.Option("--num-quantizers", "-k", help="Codebooks to use; all by default.", min=1)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; a GPU where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; as torch chooses by default.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Counted calls per recording; figures are medians.", min=1)] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps of the streams first: minutes, then faster frames.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results there, too.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace FILE if it exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+):
+    """Measure how fast this machine encodes and decodes.
+
+    Whole recordings, and live sessions frame by frame, beside the machine's
+    own rates of matrix products (GEMM) and of reading memory. The defaults
+    take a minute or two. What eight codebooks cost where two sessions share
+    a stream:
+
+        mimi-hf benchmark -k 8 --sessions 2 --json results.json
+    """
+    _check_dtype(dtype)
+    lengths = seconds or [2.0, 12.0]
+    if not all(0 < length < math.inf for length in lengths):
+        raise typer.BadParameter("--seconds must be positive: the length of a recording.")
+    if quiet and json_file is None:
+        raise typer.BadParameter("--quiet prints no results: add --json FILE.")
+    if json_file is not None:
+        _check_writable(json_file, force)
+
+    import time
+
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .benchmark import benchmark as run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True, quiet=quiet)
+    with console.status(f"Loading {model} …"):
+        begin = time.perf_counter()
+        codec = _load_model(model, device, dtype)
+        loading = time.perf_counter() - begin
+    try:
+        if compiled:
+            with console.status("Compiling …"):
+                codec.compile_for_streaming()
+        with Progress(console=console, transient=True, disable=quiet) as progress:
+            task = progress.add_task("Measuring", total=1.0)
+            report = run(
+                codec,
+                lengths,
+                batch or (1, 8),
+                sessions or (1, 16),
+                num_quantizers,
+                repeats,
+                progress=lambda part: progress.update(task, completed=part),
+            )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(str(error)) from None
+    results = {"model": model, "compiled": compiled, "load_seconds": loading, **report.to_dict()}
+    if json_file is not None:
+        _write_aside(json_file, json.dumps(results, indent=2) + "\n")
+    if not quiet:
+        _print_benchmark(report, loading)
+
+
+def _print_benchmark(report, loading: float):
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    machine, rates = report.machine, report.roofline
+    place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
+    console.print(f"{place}, torch {machine['versions']['torch']}")
+    console.print(f"{rates.gemm[report.dtype]:.0f} GFLOP/s of GEMM in {report.dtype}, {rates.bandwidth:.1f} GB/s read")
+    console.print(f"{report.num_quantizers} codebooks; the model loaded in {loading:.2f} s")
+    offline = Table("", "length", "batch", "x real time", "of GEMM", title="Recordings")
+    for row in report.offline:
+        offline.add_row(row.task, f"{row.seconds:g} s", str(row.batch), f"{row.speed:.1f}", f"{row.gemm:.0%}")
+    live = Table("", "sessions", "median", "99th percentile", "of GEMM", "of bandwidth")
+    live.title = f"Live, ms per frame of {report.frame:g} ms"
+    for row in report.live:
+        reached = (f"{row.gemm:.0%}", f"{row.bandwidth:.0%}")
+        live.add_row(row.task, str(row.sessions), f"{row.median:.1f}", f"{row.p99:.1f}", *reached)
+    console.print(offline, live)
+
+
+def _check_dtype(dtype: str):
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"--dtype {dtype} must be float32, bfloat16 or float16.")
+
+
+def _check_writable(path: Path, force: bool):
+    """Refuse a file that cannot be written, or must not be."""
+    if path.exists() and not force:
+        raise _fail(f"{path} exists. Name another file, or add --force to replace it.")
+    if path.is_dir():
+        raise _fail(f"{path} is a folder. Name a file to write.")
+    if not path.parent.is_dir():
+        raise _fail(f"There is no folder {path.parent} to write to. Create it first.")
+
+
+def _write_aside(path: Path, text: str):
+    """Write a file that appears whole or not at all."""
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    except OSError as error:
+        raise _fail(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _load_model(name: str, device: str | None, dtype: str):
