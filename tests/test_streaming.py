@@ -126,7 +126,7 @@ def test_a_thousand_hours_are_as_exact_as_a_second(model):
         stream.push(audio[..., : 20 * FRAME])
     state, config = old.state.transformer, model.config
     hours = 1000 * 3600 * config.sampling_rate // config.hop_length
-    hours -= hours % state.keys[0].shape[1]  # the same slots of the ring
+    hours -= hours % state.keys[0].shape[2]  # the same slots of the ring
     table = rotary_table(torch.tensor(hours), config.head_dim, config.rope_theta)
     aged = TransformerState(state.position + hours, tuple(rotate(keys, table) for keys in state.keys), state.values)
     old.state = old.state._replace(transformer=aged)

@@ -33,7 +33,7 @@ def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | 
         bias = None if bias is None else bias.to(dtype)
     rows = [block.reshape(batch * steps, width) for block in blocks]  # views where the batch is 1
     if _few(rows[0]):
-        total = _few_rows_product(rows, weights, bias)
+        total = _few_rows_product(rows, weights, bias).contiguous()
     else:
         total = F.linear(rows[0], weights[0], bias)
         for row, weight in zip(rows[1:], weights[1:], strict=True):
@@ -42,13 +42,13 @@ def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | 
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N)."""
+    """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
     rows = x.flatten(0, -2)
     # A module or a weight that is not torch's own (quantized, adapted, hooked) has its own way to multiply.
     plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     if plain and not hooked and _few(rows):
-        return _few_rows_product([rows], [module.weight], module.bias).unflatten(0, x.shape[:-1])
+        return _few_rows_product([rows.contiguous()], [module.weight], module.bias).unflatten(0, x.shape[:-1])
     return module(x)
 
 
@@ -58,11 +58,11 @@ def _few(rows: Tensor) -> bool:
 
 
 def _few_rows_product(rows: list[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
-    """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N)."""
+    """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N), its columns contiguous."""
     count = rows[0].shape[0]
     if count == 1:
         rows = [row.repeat(2, 1) for row in rows]
     columns = weights[0] @ rows[0].t() if bias is None else torch.addmm(bias[:, None], weights[0], rows[0].t())
     for row, weight in zip(rows[1:], weights[1:], strict=True):
         columns.addmm_(weight, row.t())
-    return columns.t()[:count].contiguous()
+    return columns.t()[:count]

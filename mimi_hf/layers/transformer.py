@@ -16,11 +16,15 @@ from transformers.activations import ACT2FN
 from .product import linear
 
 
+# Up to here plain products are faster than torch's fused attention on a CPU.
+FEW_QUERIES = 8
+
+
 class TransformerState(NamedTuple):
     """The last steps of a stream, as the attention of each layer saw them.
 
     position: Tensor, shape = (B,), int64, steps seen so far.
-    keys: Tensors, one per layer, shape = (B, R, key_value_heads, head_dim), R >= W - 1 + T slots, rotated.
+    keys: Tensors, one per layer, shape = (B, key_value_heads, R, head_dim), R >= W - 1 + T slots, rotated.
     values: Tensors of the same shapes.
     """
 
@@ -59,7 +63,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 class Window(NamedTuple):
     """What all layers of one call share.
 
-    slots: index of the slots that the T new steps are written to, into dimensions 0 and 1 of keys and values.
+    slots: where the T new steps are written to, indices into the rows and slots of a ring, of shapes that make (B, T).
     table: the rotary table of the new steps, Tensors, shape = (B, T, 1, head_dim).
     mask: Tensor, shape = (B, 1, T, R), added to the attention scores: 0 where a step may look, elsewhere -inf.
     in_place: may the state's own memory be written to?
@@ -69,6 +73,12 @@ class Window(NamedTuple):
     table: tuple[Tensor, Tensor]
     mask: Tensor
     in_place: bool
+
+    def write(self, ring: Tensor, steps: Tensor) -> Tensor:
+        """The ring, shape = (B, heads, R, head_dim), with new steps, shape = (B, T, heads, head_dim), in their slots."""
+        write = Tensor.index_put_ if self.in_place else Tensor.index_put
+        # Under autocast the products give half precision, while the rings have the inputs'.
+        return write(ring.transpose(1, 2), self.slots, steps.to(ring.dtype)).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -89,26 +99,24 @@ class Attention(nn.Module):
         """
         Args:
             x: Tensor, shape = (B, T, D).
-            keys, values: Tensors, shape = (B, R, key_value_heads, head_dim), the rings.
+            keys, values: Tensors, shape = (B, key_value_heads, R, head_dim), the rings.
 
         Returns:
             Tensor, shape = (B, T, D), and the rings with the new steps in them.
         """
         query, key, value = linear(self.q_proj, x), linear(self.k_proj, x), linear(self.v_proj, x)
         heads = torch.cat([query, key], dim=2).unflatten(2, (-1, self.head_dim))  # (B, T, heads, head_dim)
-        query, key = rotate(heads, window.table).split([heads.shape[2] - keys.shape[2], keys.shape[2]], dim=2)
-        write = Tensor.index_put_ if window.in_place else Tensor.index_put
-        # Under autocast the products give half precision, while the rings have the inputs'.
-        keys = write(keys, window.slots, key.to(keys.dtype))
-        values = write(values, window.slots, value.to(values.dtype).unflatten(2, (-1, self.head_dim)))
-        y = self._attend(*(tensor.transpose(1, 2) for tensor in (query, keys, values)), window.mask, implementation)
+        query, key = rotate(heads, window.table).split([heads.shape[2] - keys.shape[1], keys.shape[1]], dim=2)
+        keys = window.write(keys, key)
+        values = window.write(values, value.unflatten(2, (-1, self.head_dim)))
+        y = self._attend(query.transpose(1, 2), keys, values, window.mask, implementation)
         return linear(self.o_proj, y.transpose(1, 2).flatten(2)), keys, values
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, implementation: str) -> Tensor:
         if self.groups > 1:
             key, value = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (key, value))
         dropout = self.dropout if self.training else 0.0
-        if implementation != "eager":
+        if implementation != "eager" and not (query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES):
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
@@ -189,9 +197,9 @@ class Transformer(nn.Module):
         # The steps to come must not overwrite what the first of them looks at. Kernels like multiples of eight, and
         # pushes of a few frames, more or less, should find the same ring.
         slots = -(-(past + x.shape[1]) // 8) * 8
-        if state is not None and state.keys[0].shape[1] == slots:
+        if state is not None and state.keys[0].shape[2] == slots:
             return state
-        shape = (x.shape[0], slots, config.num_key_value_heads, config.head_dim)
+        shape = (x.shape[0], config.num_key_value_heads, slots, config.head_dim)
         keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
         if state is None:
             return TransformerState(torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), keys, values)
@@ -199,7 +207,8 @@ class Transformer(nn.Module):
         kept = state.position[:, None] + torch.arange(-past, 0, device=x.device)
 
         def move(old, new):
-            return new.index_put((row, kept % slots), old[row, kept % old.shape[1]])
+            old, new = old.transpose(1, 2), new.transpose(1, 2)
+            return new.index_put((row, kept % slots), old[row, kept % old.shape[1]]).transpose(1, 2)
 
         return TransformerState(
             state.position, tuple(map(move, state.keys, keys)), tuple(map(move, state.values, values))
@@ -207,7 +216,7 @@ class Transformer(nn.Module):
 
     def _window(self, x: Tensor, state: TransformerState) -> Window:
         batch, steps, _ = x.shape
-        slots = state.keys[0].shape[1]
+        slots = state.keys[0].shape[2]
         row = torch.arange(batch, device=x.device)[:, None]
         position = state.position[:, None] + torch.arange(steps, device=x.device)
         table = rotary_table(position[..., None], self.config.head_dim, self.config.rope_theta)
