@@ -15,6 +15,7 @@ _EXPORTS = {
     "MimiConfig": "configuration_mimi",
     "MimiFeatureExtractor": "feature_extraction_mimi",
     "MimiModel": "modeling_mimi",
+    "MimiInt8Config": "quantization",
     "MimiEncoderOutput": "outputs",
     "MimiDecoderOutput": "outputs",
     "MimiOutput": "outputs",

@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
+from . import quantization as quantization  # registers 8-bit weights with transformers
 from .configuration_mimi import MimiConfig
 from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
@@ -431,6 +432,10 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         for module in self.modules():
             if isinstance(module, CausalConv1d | CausalConvTranspose1d):
                 module.arrange_weight()
+        for parameter in self.parameters():
+            # A file that is mapped into memory holds them at any address.
+            if parameter.dtype == torch.int8 and parameter.data_ptr() % 32:
+                parameter.data = parameter.clone()
 
     def _output(self, output: ModelOutput, return_dict: bool | None):
         if self.config.return_dict if return_dict is None else return_dict:

@@ -49,6 +49,11 @@ class _ChannelsLastConv(nn.Module):
         """The weight in memory order."""
         return self.conv.weight.permute(self.memory_order)
 
+    @property
+    def scale(self) -> Tensor | None:
+        """Of an 8-bit weight: Tensor, shape = (out_channels,), of a transposed one (kernel, out_channels)."""
+        return self.conv.weight_scale if self.conv.weight.dtype == torch.int8 else None
+
     def _activate(self, x: Tensor) -> Tensor:
         return F.elu(x) if self.elu else x
 
@@ -114,12 +119,9 @@ class CausalConv1d(_ChannelsLastConv):
         blocks = x.reshape(batch, length // self.stride, self.stride * channels)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
         views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
-        matrices = self._by_tap().reshape(-1, self.taps, self.stride * channels).unbind(1)
-        if self.taps > 1 and (blocks.shape[2] < 16 or batch * steps <= 8):
-            # Audio itself has one or two channels: too narrow for products of its own. And where the weight takes
-            # longer to read than the inputs to copy, it is best read in one go.
-            views, matrices = [torch.cat(views, dim=2)], [self._by_tap().reshape(-1, self.taps * blocks.shape[2])]
-        return sum_of_products(views, matrices, self.conv.bias), state
+        weight = self._by_tap().reshape(-1, self.taps, self.stride * channels).transpose(0, 1)
+        scale = None if self.scale is None else self.scale.expand(self.taps, -1)
+        return sum_of_products(views, weight, self.conv.bias, scale), state
 
     def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
         replicate = self.pad_mode == "replicate"
@@ -173,9 +175,10 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         return y.reshape(x.shape[0], steps * self.stride, -1), state
 
     def _product(self, views: list[Tensor]) -> Tensor:
-        matrices = self._by_tap().reshape(self.taps, -1, views[0].shape[2]).unbind(0)
+        weight = self._by_tap().reshape(self.taps, -1, views[0].shape[2])
+        scale = None if self.scale is None else self.scale.reshape(self.taps, -1)
         bias = self.conv.bias
-        return sum_of_products(views, matrices, None if bias is None else bias.repeat(self.stride))
+        return sum_of_products(views, weight, None if bias is None else bias.repeat(self.stride), scale)
 
     def _grouped_product(self, views: list[Tensor]) -> Tensor:
         batch, steps, channels = views[0].shape

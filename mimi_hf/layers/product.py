@@ -1,8 +1,11 @@
-"""Matrix products with weights, in the orientation that the number of rows asks for.
+"""Matrix products with weights, in the orientation and precision that the number of rows asks for.
 
 A live frame gives every layer one to a few rows. Such a product is bound by reading the weight, and BLAS reads a
 row-major weight several times faster as the left factor: `weight @ x.T` instead of `x @ weight.T`, the same sums in the
 same order of memory. A single row is doubled, since BLAS answers it with a matrix-vector routine that is slower still.
+
+Weights may be 8-bit integers with a scale per row (see `mimi_hf.quantization`). Few rows are multiplied with these as
+they are, in half precision; for many rows the weight is first turned back into floats.
 """
 
 import torch
@@ -11,15 +14,22 @@ from torch import Tensor, nn
 
 # Up to here the other orientation is faster in single precision on a CPU (measured with MKL, 1 to 200 rows).
 FEW_ROWS = 100
+# Up to here 8-bit weights are faster as they are, and
+FEW_ROWS_INT8 = 32
+# up to here a weight takes so much longer to read than its inputs to copy that it is best read in one go.
+FEWEST_ROWS = 8
+# Blocks as narrow as audio's one or two channels are no matrices worth a product of their own.
+NARROW = 16
 
 
-def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
-    """`sum(block @ weight.T) + bias`.
+def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """`sum(block @ (matrix * scale).T) + bias` over blocks and the matrices of the weight.
 
     Args:
         blocks: Tensors, each of shape (B, T, M).
-        weights: Tensors, each of shape (N, M), the rows contiguous.
+        weight: Tensor, shape = (len(blocks), N, M), the last dimension contiguous.
         bias: Tensor, shape = (N,), or None.
+        scale: Tensor, shape = (len(blocks), N), where the weight is int8, else None.
 
     Returns:
         Tensor, shape = (B, T, N).
@@ -29,40 +39,72 @@ def sum_of_products(blocks: list[Tensor], weights: list[Tensor], bias: Tensor | 
     if torch.is_autocast_enabled(kind):
         # Autocast knows no product that adds in place.
         dtype = torch.get_autocast_dtype(kind)
-        blocks, weights = ([tensor.to(dtype) for tensor in tensors] for tensors in (blocks, weights))
+        blocks = [block.to(dtype) for block in blocks]
         bias = None if bias is None else bias.to(dtype)
     rows = [block.reshape(batch * steps, width) for block in blocks]  # views where the batch is 1
-    if _few(rows[0]):
-        total = _few_rows_product(rows, weights, bias).contiguous()
+    packed = scale is not None and _takes_int8(rows[0])
+    if scale is not None and not packed:
+        weight = weight.to(rows[0].dtype) * scale.to(rows[0].dtype)[:, :, None]
+    side_by_side = len(rows) > 1 and weight.stride(0) == width
+    if side_by_side and (width < NARROW or packed or _few(rows[0], FEWEST_ROWS)):
+        rows, weight = [torch.cat(rows, dim=1)], weight.transpose(0, 1).flatten(1)[None]
+    matrices = weight.to(rows[0].dtype).unbind() if not packed else weight.unbind()
+    if packed:
+        total = _int8_product(rows, matrices, scale, bias)
+    elif _few(rows[0], FEW_ROWS) and rows[0].dtype == torch.float32:
+        total = _few_rows_product(rows, matrices, bias).contiguous()
     else:
-        total = F.linear(rows[0], weights[0], bias)
-        for row, weight in zip(rows[1:], weights[1:], strict=True):
-            total.addmm_(row, weight.t())
+        total = F.linear(rows[0], matrices[0], bias)
+        for row, matrix in zip(rows[1:], matrices[1:], strict=True):
+            total.addmm_(row, matrix.t())
     return total.view(batch, steps, -1)
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
+    if module.weight.dtype == torch.int8:
+        flat = x.reshape(1, -1, x.shape[-1])
+        y = sum_of_products([flat], module.weight[None], module.bias, module.weight_scale[None])
+        return y.view(*x.shape[:-1], -1)
     rows = x.flatten(0, -2)
     # A module or a weight that is not torch's own (quantized, adapted, hooked) has its own way to multiply.
     plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    if plain and not hooked and _few(rows):
+    if plain and not hooked and rows.dtype == torch.float32 and _few(rows, FEW_ROWS):
         return _few_rows_product([rows.contiguous()], [module.weight], module.bias).unflatten(0, x.shape[:-1])
     return module(x)
 
 
-def _few(rows: Tensor) -> bool:
-    on_cpu = rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return rows.shape[0] <= FEW_ROWS and on_cpu and rows.dtype == torch.float32
+def _few(rows: Tensor, most: int) -> bool:
+    return rows.shape[0] <= most and rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-def _few_rows_product(rows: list[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
+def _takes_int8(rows: Tensor) -> bool:
+    """Few rows, of a width that torch's kernel can take, and no gradient.
+
+    The kernel crashes where a row is no multiple of 32 bytes, or begins at none: activations never do, and
+    `MimiModel._arrange_weights` sees to the weights.
+    """
+    gradient = torch.is_grad_enabled() and rows.requires_grad
+    return _few(rows, FEW_ROWS_INT8) and rows.shape[1] % 32 == 0 and not gradient
+
+
+def _few_rows_product(rows, matrices, bias: Tensor | None) -> Tensor:
     """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N), its columns contiguous."""
     count = rows[0].shape[0]
     if count == 1:
         rows = [row.repeat(2, 1) for row in rows]
-    columns = weights[0] @ rows[0].t() if bias is None else torch.addmm(bias[:, None], weights[0], rows[0].t())
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        columns.addmm_(weight, row.t())
+    columns = matrices[0] @ rows[0].t() if bias is None else torch.addmm(bias[:, None], matrices[0], rows[0].t())
+    for row, matrix in zip(rows[1:], matrices[1:], strict=True):
+        columns.addmm_(matrix, row.t())
     return columns.t()[:count]
+
+
+def _int8_product(rows, matrices, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N)."""
+    half, dtype = torch.bfloat16, rows[0].dtype
+    total = bias
+    for row, matrix, scale in zip(rows, matrices, scales, strict=False):
+        part = torch._weight_int8pack_mm(row.to(half), matrix, scale.to(half))
+        total = part.to(dtype) if total is None else total + part
+    return total

@@ -109,7 +109,7 @@ class ResidualVectorQuantizer(nn.Module):
             residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
             codes = []
             for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
-                code = sum_of_products([residual], [entries], offsets).argmax(dim=2)
+                code = sum_of_products([residual], entries[None], offsets).argmax(dim=2)
                 residual = residual - F.embedding(code, entries)
                 codes.append(code)
             return torch.stack(codes, dim=1)
@@ -141,7 +141,7 @@ def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
     if projection is None:
         return x
     weight = projection.weight.squeeze(2)
-    return sum_of_products([x.to(weight.dtype)], [weight], None)
+    return sum_of_products([x.to(weight.dtype)], weight[None], None)
 
 
 class SplitResidualVectorQuantizer(nn.Module):

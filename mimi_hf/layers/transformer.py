@@ -15,7 +15,6 @@ from transformers.activations import ACT2FN
 
 from .product import linear
 
-
 # Up to here plain products are faster than torch's fused attention on a CPU.
 FEW_QUERIES = 8
 
@@ -75,7 +74,7 @@ class Window(NamedTuple):
     in_place: bool
 
     def write(self, ring: Tensor, steps: Tensor) -> Tensor:
-        """The ring, shape = (B, heads, R, head_dim), with new steps, shape = (B, T, heads, head_dim), in their slots."""
+        """The ring, shape = (B, heads, R, head_dim), with new steps, shape = (B, T, heads, head_dim), in place."""
         write = Tensor.index_put_ if self.in_place else Tensor.index_put
         # Under autocast the products give half precision, while the rings have the inputs'.
         return write(ring.transpose(1, 2), self.slots, steps.to(ring.dtype)).transpose(1, 2)
