@@ -11,11 +11,12 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
 from . import quantization as quantization  # registers 8-bit weights with transformers
+from .compiled import compile_step
 from .configuration_mimi import MimiConfig
 from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
-from .layers.transformer import LayerScale, Transformer, TransformerState
+from .layers.transformer import LayerScale, Transformer, TransformerState, ring_slots
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
 from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
@@ -103,6 +104,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
                 self.upsample = CausalConvTranspose1d(width, width, 2 * stride, stride, groups=groups, bias=False)
             self.decoder_transformer = Transformer(config)
             self.decoder = SEANetDecoder(config)
+        self._compiled_steps: dict | None = None
         self.bits_per_codebook = config.codebook_size.bit_length() - 1
         self.post_init()
         # A full checkpoint holds the half that was dropped, too.
@@ -110,6 +112,14 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             if getattr(self, half) is None:
                 unused = {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
                 self._keys_to_ignore_on_load_unexpected = unused.union(self._keys_to_ignore_on_load_unexpected or ())
+
+    def __getstate__(self):
+        # Compiled steps belong to this very model, where it is now.
+        return {**self.__dict__, "_compiled_steps": None if self._compiled_steps is None else {}}
+
+    def _apply(self, fn, recurse=True):
+        self._compiled_steps = self.__getstate__()["_compiled_steps"]
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -401,6 +411,52 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         self._need("decoder")
         self._arrange_weights()
         return DecoderStream(self, batch_size)
+
+    def step(self, name: str, *arguments):
+        """A step of a stream, as a function of an input and a state, whose results are an output and the next state.
+
+        "encode", with the number of codebooks: Tensor, shape = (B, F * frame_size, audio_channels) -> Tensor, shape =
+        (B, K, F), int64. "decode": Tensor, shape = (B, K, F), int64 -> Tensor, shape = (B, F * frame_size,
+        audio_channels).
+        """
+        if name == "decode":
+            return lambda codes, state: self.decode_tile(self.quantizer.lookup(codes).to(self.dtype), state)
+        (num_quantizers,) = arguments
+
+        def encode(audio, state):
+            latents, state = self.encode_tile(audio, state)
+            return self.quantizer.search(latents, num_quantizers), state
+
+        return encode
+
+    def compile_for_streaming(self):
+        """Compile what a stream does for a frame, which then takes less time for each frame.
+
+        From here on, streams of this model compile the step that they need when it is first needed: a few ten seconds
+        for the first size of batch, once more for all others. Longer pushes go the usual way. On CUDA each stream
+        also records its step as a graph. Move, convert and load the model first.
+
+        Returns:
+            The model.
+        """
+        self._arrange_weights()
+        self._compiled_steps = {}
+        return self
+
+    def compiled_step(self, name: str, *arguments):
+        """The compiled [`step`], None before [`compile_for_streaming`]."""
+        if self._compiled_steps is None:
+            return None
+        key = (name, *arguments)
+        if key not in self._compiled_steps:
+            self.quantizer.prepare()
+            self._compiled_steps[key] = compile_step(self.step(name, *arguments))
+        return self._compiled_steps[key]
+
+    @property
+    def live_slots(self) -> int:
+        """Slots of the rings of a stream that takes a frame at a time."""
+        return ring_slots(self.config.sliding_window, self.config.latent_stride)
 
     # Helpers
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .compiled import CompiledStep
 from .layers.state import copy_state, map_state, reset_rows, select_rows
 
 _ATTRIBUTE = "mimi_stream"  # of a cache of transformers that carries a stream
@@ -34,12 +35,14 @@ class _Stream:
         self.batch_size = batch_size
         self.place = (model.device, model.dtype)
         self.state = None
+        self.compiled: CompiledStep | None = None
 
     def copy(self):
         """A fork: an independent stream that goes on from here. The model is shared."""
         fork = object.__new__(type(self))
         fork.__dict__.update(self.__dict__)
         fork.state = copy_state(self.state)
+        fork.compiled = None  # it may hold the memory of this stream
         return fork
 
     __copy__ = copy
@@ -76,6 +79,25 @@ class _Stream:
         if any(not 0 <= row < self.batch_size for row in rows.tolist()):
             raise ValueError(f"Rows {rows.tolist()} are not all in 0 to {self.batch_size - 1}, the rows of the stream.")
         return torch.zeros(self.batch_size, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+
+    def _step(self, name: str, *arguments):
+        """The model's step of that name, with its further arguments: a function of an input and a state.
+
+        Single frames of a stream that has begun go through the compiled one, where the model has such.
+        """
+        plain, compiled = self.model.step(name, *arguments), self.model.compiled_step(name, *arguments)
+        if compiled is None:
+            self.compiled = None
+            return plain
+        if self.compiled is None or self.compiled.compiled is not compiled:
+            self.compiled = CompiledStep(compiled, plain)
+        axis, frame = (1, self.model.config.frame_size) if name == "encode" else (2, 1)
+
+        def step(x: Tensor, state):
+            begun = state is not None and state.transformer.slots == self.model.live_slots
+            return (self.compiled if begun and x.shape[axis] == frame else plain)(x, state)
+
+        return step
 
     def _active(self, rows) -> Tensor | None:
         """The mask of the rows that advance: Tensor, shape = (B,), bool, None where all do."""
@@ -208,10 +230,11 @@ class EncoderStream(_Stream):
         self._follow_model()
         model, frame_size = self.model, self.model.config.frame_size
         audio = audio.transpose(1, 2).to(model.device, model.dtype)
+        step = self._step("encode", self.num_quantizers)
         codes = [torch.empty(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=model.device)]
         for start, stop in model._tiles(audio.shape[1] // frame_size, self.batch_size):
-            latents, state = model.encode_tile(audio[:, start * frame_size : stop * frame_size], self.state)
-            codes.append(model.quantizer.search(latents, self.num_quantizers))
+            tile, state = step(audio[:, start * frame_size : stop * frame_size], self.state)
+            codes.append(tile)
             self._advance(state, active)
         codes = torch.cat(codes, dim=2)
         return codes if active is None else codes.masked_fill(~active[:, None, None], -1)
@@ -256,12 +279,12 @@ class DecoderStream(_Stream):
         self._check_batch(audio_codes, "tensor of codes")
         self._follow_model()
         frames = audio_codes.shape[2]
+        step = self._step("decode")
         audio = torch.empty(
             self.batch_size, model.config.audio_channels, frames * frame_size, dtype=model.dtype, device=model.device
         )
         for start, stop in model._tiles(frames, self.batch_size):
-            latents = model.quantizer.lookup(audio_codes[..., start:stop].to(model.device)).to(model.dtype)
-            tile, state = model.decode_tile(latents, self.state)
+            tile, state = step(audio_codes[..., start:stop].to(model.device), self.state)
             self._advance(state, active)
             audio[..., start * frame_size : stop * frame_size] = tile.transpose(1, 2)
         return audio if active is None else audio.masked_fill(~active[:, None, None], 0)

@@ -156,6 +156,11 @@ class SplitResidualVectorQuantizer(nn.Module):
             config, config.num_quantizers - config.num_semantic_quantizers
         )
 
+    def prepare(self):
+        """Derive the codebooks now: a compiled graph takes them as they are."""
+        for residual in (self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer):
+            residual.tables()
+
     def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
         """latents: Tensor, shape = (B, F, D) -> Tensor, shape = (B, num_quantizers, F), int64."""
         semantic = self.num_semantic_quantizers

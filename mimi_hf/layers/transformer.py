@@ -31,6 +31,19 @@ class TransformerState(NamedTuple):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    @property
+    def slots(self) -> int:
+        """R."""
+        return self.keys[0].shape[2]
+
+
+def ring_slots(window: int, steps: int) -> int:
+    """Slots of a ring that `steps` steps are written to at once: they must not overwrite what the first of them sees.
+
+    Kernels like multiples of eight, and pushes of a few frames, more or less, should find the same ring.
+    """
+    return -(-(window - 1 + steps) // 8) * 8
+
 
 def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles (arXiv:2104.09864, section 3.2.2).
@@ -193,10 +206,8 @@ class Transformer(nn.Module):
         """The state with rings that fit x: Tensor, shape = (B, T, D); one of streams not begun where there is none."""
         config = self.config
         past = config.sliding_window - 1
-        # The steps to come must not overwrite what the first of them looks at. Kernels like multiples of eight, and
-        # pushes of a few frames, more or less, should find the same ring.
-        slots = -(-(past + x.shape[1]) // 8) * 8
-        if state is not None and state.keys[0].shape[2] == slots:
+        slots = ring_slots(config.sliding_window, x.shape[1])
+        if state is not None and state.slots == slots:
             return state
         shape = (x.shape[0], config.num_key_value_heads, slots, config.head_dim)
         keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
@@ -207,7 +218,7 @@ class Transformer(nn.Module):
 
         def move(old, new):
             old, new = old.transpose(1, 2), new.transpose(1, 2)
-            return new.index_put((row, kept % slots), old[row, kept % old.shape[1]]).transpose(1, 2)
+            return new.index_put((row, kept % slots), old[row, kept % state.slots]).transpose(1, 2)
 
         return TransformerState(
             state.position, tuple(map(move, state.keys, keys)), tuple(map(move, state.values, values))
@@ -215,7 +226,7 @@ class Transformer(nn.Module):
 
     def _window(self, x: Tensor, state: TransformerState) -> Window:
         batch, steps, _ = x.shape
-        slots = state.keys[0].shape[2]
+        slots = state.slots
         row = torch.arange(batch, device=x.device)[:, None]
         position = state.position[:, None] + torch.arange(steps, device=x.device)
         table = rotary_table(position[..., None], self.config.head_dim, self.config.rope_theta)
