@@ -15,6 +15,7 @@ import gc
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,7 @@ from mimi_hf.benchmark import (
 
 FRAME, RATE = peers.FRAME, peers.RATE
 LONG = 100  # seconds of audio in a call, from which one turn is enough
+LONGEST = 300  # and from which it needs no warm-up
 TOO_LONG_FOR_CANDLE = 30  # from there on it takes longer than all others together
 FAILURES = (RuntimeError, TypeError, ValueError)
 
@@ -134,18 +136,20 @@ def taking_part(implementations, part):
 
 @torch.inference_mode()
 def offline_row(implementations, task, length, batch, plan) -> dict:
-    """One call for all of the audio. A first call, which is not timed, shows memory and output."""
+    """One call for all of the audio. A first call, which is timed where it is long enough, shows memory and output."""
     audio = peers.make_audio(int(length * RATE), batch).to(plan.device)
     source = audio if task == "encode" else implementations[0].encode(audio)
-    calls, peaks, outputs, without = {}, {}, {}, {}
+    calls, peaks, outputs, without, first = {}, {}, {}, {}, {}
     for one in implementations:
         why = refusal(one, length * batch, source)
         if why is None:
             call = partial(getattr(one, task), source)
             try:
                 with memory.PeakMemory(plan.device) as peak:
+                    begin = time.perf_counter()
                     output = call()
                     synchronize(plan.device)
+                    first[one.name] = [time.perf_counter() - begin]
                 calls[one.name], peaks[one.name], outputs[one.name] = call, peak.bytes, output.cpu()
                 del output
             except FAILURES as error:
@@ -154,8 +158,11 @@ def offline_row(implementations, task, length, batch, plan) -> dict:
             without[one.name] = why
     compared = agree(task, outputs)
     outputs.clear()
-    turns = 1 if length * batch > LONG else plan.repeats
-    times = take_turns(calls, turns, int(turns > 1), plan.device)  # a single turn has the first call as its warm-up
+    if length * batch > LONGEST:
+        times = first
+    else:
+        turns = 1 if length * batch > LONG else plan.repeats
+        times = take_turns(calls, turns, int(turns > 1), plan.device)  # a single turn has the first call as its warm-up
     seconds = medians(times)
     return {
         "part": "offline",

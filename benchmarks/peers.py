@@ -107,6 +107,33 @@ class OneByOne(Ours):
         return lambda x: torch.cat([push(row) for push, row in zip(pushes, x.split(1), strict=True)])
 
 
+class Compiled(Ours):
+    """With [`compile_for_streaming`]."""
+
+    name = "mimi_hf compiled"
+    parts = ("live",)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.model.compile_for_streaming()
+
+
+class Int8(Ours):
+    """8-bit weights, activations in bfloat16, compiled: beside the others in single precision."""
+
+    name = "mimi_hf int8 compiled"
+    parts = ("live",)
+
+    def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
+        from mimi_hf import MimiInt8Config, MimiModel
+
+        if dtype != torch.float32:
+            raise UnavailableError("it runs beside the others in float32")
+        model = MimiModel.from_pretrained(checkpoints[0], dtype=torch.bfloat16, quantization_config=MimiInt8Config())
+        self.model = model.to(device).compile_for_streaming()
+        self.num_quantizers = num_quantizers
+
+
 class Native(Implementation):
     name = "transformers"
     import_code = "from transformers.models.mimi.modeling_mimi import MimiModel"
@@ -208,7 +235,7 @@ class Candle(Implementation):
 
 # Ours, of which the first is what agreement is measured against; and what each of them is compared with. A further way
 # to run ours is a subclass of `Ours` here, with a name, and with `parts` where it does not take part in all.
-VARIANTS = (Ours, OneByOne)
+VARIANTS = (Ours, Compiled, Int8, OneByOne)
 PEERS = (Native, Kyutai, Candle)
 
 
