@@ -238,6 +238,11 @@ def _load_folder(folder):
             " save_pretrained wrote."
         )
     config = _mimi_config(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{str(folder)!r} holds 8-bit weights, which the original format does not. Pass the folder that they were"
+            " made of, or one saved after `model.dequantize()`."
+        )
     try:
         with _quiet():
             # Sizes that differ are ignored only to be listed below with what else is wrong.

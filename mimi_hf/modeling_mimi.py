@@ -249,6 +249,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
 
         Args:
             audio: Tensor, shape = (B, F * frame_size, audio_channels), of the model's dtype.
+            state: of the tile before. Where no gradient is recorded, its memory is used again: keep a `copy_state` of
+                it to go on from there more than once.
 
         Returns:
             Tensor, shape = (B, F, D), and the state for the next tile.
@@ -345,6 +347,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
 
         Args:
             latents: Tensor, shape = (B, F, D), of the model's dtype.
+            state: as in [`encode_tile`].
 
         Returns:
             Tensor, shape = (B, F * frame_size, audio_channels), and the state for the next tile.

@@ -4,7 +4,8 @@ Each row of a weight matrix is stored as integers from -127 to 127 and one scale
 stay floats, so that nothing depends on what else is in a batch. Small convolutions, whose products are not bound by
 reading weights, and the codebooks stay as they are.
 
-Scales are rounded to half precision before the weights are divided by them: they are exact in any dtype of the model.
+Scales are rounded to half precision before the weights are divided by them: they are exact in any dtype, and are kept
+in the one that torch's kernel reads.
 """
 
 import torch
@@ -52,6 +53,8 @@ class MimiInt8Quantizer(HfQuantizer):
 
     @torch.no_grad()
     def _dequantize(self, model, dtype=None):
+        if not isinstance(dtype, torch.dtype):  # saving a model leaves a name in its config
+            dtype = model.dtype
         for module, order in quantizable(model, self.quantization_config.min_size):
             weight = dequantize(module.weight, module.weight_scale, order).to(dtype)
             del module.weight_scale
@@ -93,14 +96,14 @@ def quantize(weight: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
             one, and where the outputs come first, all but the first.
 
     Returns:
-        Tensor, int8, and Tensor of the weight's dtype, its shape that of the dimensions which are not summed over.
+        Tensor, int8, and Tensor, bfloat16, its shape that of the dimensions which are not summed over.
     """
     rows = weight.permute(order).float()
     summed = _summed(order)
     # Half precision has 8 significant bits; 127 steps must still reach the largest weight.
     scale = (rows.abs().amax(dim=summed, keepdim=True) / 127 * (1 + 2**-8)).bfloat16().float()
     integers = (rows / scale.clamp(min=1e-30)).round().clamp(-127, 127).to(torch.int8)
-    return integers.permute(_inverse(order)), scale.squeeze(summed).to(weight.dtype)
+    return integers.permute(_inverse(order)), scale.squeeze(summed).bfloat16()
 
 
 def dequantize(integers: Tensor, scale: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -1,20 +1,26 @@
 """The tiles of the codec are graphs without a break: for torch.compile over any length, and for torch.export."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 from tiny import FRAME, assert_same_audio, make_audio, make_model
 
+from mimi_hf import MimiInt8Config, MimiModel
+from mimi_hf.layers.state import copy_state
+
 
 class Step(torch.nn.Module):
-    """A method of the model as a module, as torch.export wants it."""
+    """A step of the model as a module, as torch.export wants it."""
 
-    def __init__(self, model, method):
+    def __init__(self, model, step):
         super().__init__()
         self.model = model
-        self.method = method
+        self.step = step
 
     def forward(self, *arguments):
-        return getattr(self.model, self.method)(*arguments)
+        return self.step(*arguments)
 
 
 def steps(model, frames):
@@ -50,17 +56,21 @@ def test_one_graph_serves_every_length(prepared, method):
     assert len(graphs) <= 2  # the first length, then any
 
 
-@pytest.mark.parametrize("method", ["encode_tile", "decode_tile"])
+@pytest.mark.parametrize("name", ["encode_tile", "decode_tile", "encode", "decode"])
 @torch.no_grad()
-def test_steps_export_with_their_state(prepared, method):
-    x = steps(prepared, 1)[method]
-    _, state = getattr(prepared, method)(x, None)
-    program = torch.export.export(Step(prepared, method), (x, state)).module()
+def test_steps_export_with_their_state(prepared, name):
+    if name in ("encode", "decode"):  # of a stream: with search and lookup
+        step = prepared.step(name, *((4,) if name == "encode" else ()))
+        x = steps(prepared, 1)["encode_tile"] if name == "encode" else torch.tensor([[[3], [5]], [[7], [9]]])
+    else:
+        step, x = getattr(prepared, name), steps(prepared, 1)[name]
+    _, state = step(x, None)
+    program = torch.export.export(Step(prepared, step), (x, state)).module()
     y, new_state = program(x, state)
-    expected, expected_state = getattr(prepared, method)(x, state)
+    expected, expected_state = step(x, copy_state(state))
     assert_same_audio(y, expected)
     again, _ = program(x, new_state)
-    assert_same_audio(again, getattr(prepared, method)(x, expected_state)[0])
+    assert_same_audio(again, step(x, expected_state)[0])
 
 
 @torch.no_grad()
@@ -71,3 +81,63 @@ def test_search_and_lookup_compile(prepared):
     lookup = torch.compile(prepared.quantizer.lookup, fullgraph=True, backend="eager")
     assert torch.equal(search(latents, 4), codes)
     assert_same_audio(lookup(codes), prepared.quantizer.lookup(codes))
+
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++") and not shutil.which("c++"), reason="needs a C++ compiler")
+FRAMES = [1, 1, 2, 1, 1, 3, 1, 1, 1]  # of each push; the compiled step takes single ones
+
+
+def push_all(model, audio, codes=None):
+    """Codes of a stream that takes FRAMES in turn, and the audio of a stream that takes codes so, these by default."""
+    encoder, decoder = model.encoder_stream(len(audio), 3), model.decoder_stream(len(audio))
+    out = torch.cat([encoder.push(x) for x in audio.split([frames * FRAME for frames in FRAMES], dim=2)], dim=2)
+    codes = out if codes is None else codes
+    return out, torch.cat([decoder.push(x) for x in codes.split(FRAMES, dim=2)], dim=2)
+
+
+def make_small_model():
+    return make_model(num_hidden_layers=1, num_quantizers=3)  # compiles in less time
+
+
+@needs_compiler
+def test_compiled_streams_equal_plain_ones():
+    torch._dynamo.reset()
+    plain, model = make_small_model(), make_small_model()
+    assert model.compile_for_streaming() is model
+    for batch, mode in ((1, torch.no_grad), (1, torch.inference_mode), (3, torch.no_grad), (2, torch.no_grad)):
+        audio = make_audio(sum(FRAMES) * FRAME, batch)
+        with mode():
+            expected_codes, expected_sound = push_all(plain, audio)
+            codes, sound = push_all(model, audio, expected_codes)
+        assert (codes == expected_codes).float().mean() >= 0.97  # rounding may decide between two entries
+        assert_same_audio(sound, expected_sound)
+
+    streams = [one.encoder_stream(3, 3) for one in (plain, model)]
+    active = torch.tensor([True, False, True])
+    for stream in streams:
+        for chunk in audio.new_ones(6, 3, 1, FRAME):
+            stream.push(chunk)
+        stream.reset([1])
+        stream.push(audio[:1, :, :FRAME].expand(3, -1, -1), active)
+    forks = [stream.copy() for stream in streams]
+    expected, actual = (stream.push(audio[:1, :, FRAME : 2 * FRAME].expand(3, -1, -1)) for stream in forks)
+    assert torch.equal(actual, expected)
+    assert torch.equal(streams[1].push(audio[:1, :, FRAME : 2 * FRAME].expand(3, -1, -1)), expected)
+
+    other = copy.deepcopy(model)  # compiles for itself
+    assert other._compiled_steps == {} and model._compiled_steps
+    assert model.to(torch.float64)._compiled_steps == {}
+
+
+@needs_compiler
+@torch.no_grad()
+def test_compiled_streams_with_8_bit_weights(tmp_path):
+    torch._dynamo.reset()
+    make_small_model().save_pretrained(tmp_path)
+    plain = MimiModel.from_pretrained(tmp_path, quantization_config=MimiInt8Config(min_size=1))
+    model = copy.deepcopy(plain).compile_for_streaming()
+    audio = make_audio(sum(FRAMES) * FRAME)
+    expected_codes, expected_sound = push_all(plain, audio)
+    codes, sound = push_all(model, audio, expected_codes)
+    assert (codes == expected_codes).float().mean() > 0.9  # half precision inside
+    assert (sound - expected_sound).abs().max() < 0.05 * expected_sound.abs().max()

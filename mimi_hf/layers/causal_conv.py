@@ -130,7 +130,7 @@ class CausalConv1d(_ChannelsLastConv):
             previous = torch.where(started.view(-1, 1, 1), previous, self._activate(x[:, :1]))
             started = torch.ones_like(started)
         x = self._after(previous, x)
-        return x, ConvState(x[:, -self.padding_total :].clone(), started)
+        return x, ConvState(_apart(x[:, -self.padding_total :]), started)
 
 
 class CausalConvTranspose1d(_ChannelsLastConv):
@@ -169,7 +169,7 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         steps = x.shape[1]
         previous = self._new_state(x, self.padding_total).previous if state is None else state.previous
         x = self._after(previous, x)
-        state = ConvState(x[:, steps:].clone(), None)
+        state = ConvState(_apart(x[:, steps:]), None)
         views = [x[:, self.padding_total - tap :][:, :steps] for tap in range(self.taps)]
         y = self._product(views) if self.groups == 1 else self._grouped_product(views)
         return y.reshape(x.shape[0], steps * self.stride, -1), state
@@ -193,3 +193,8 @@ class CausalConvTranspose1d(_ChannelsLastConv):
                 for view, matrix in zip(views, matrices, strict=True)
             )
         return y if self.conv.bias is None else y + self.conv.bias
+
+
+def _apart(x: Tensor) -> Tensor:
+    """A copy of a part, with the strides that a tensor of its shape has by itself: graphs are compiled for strides."""
+    return x.clone(memory_format=torch.contiguous_format)

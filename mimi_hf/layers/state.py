@@ -1,4 +1,4 @@
-"""What a stream remembers: nested tuples of tensors, batch first, of a shape that never changes.
+"""What a stream remembers: nested tuples of tensors, batch first, of shapes that do not grow with its age.
 
 All zeros is a stream that has not begun. So a fresh state needs no code of its own, and a row is restarted by zeroing
 it. `None` stands where a layer remembers nothing.
