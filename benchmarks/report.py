@@ -14,6 +14,7 @@ A row holds what it measured (`task`, `part`, and so on, see `name_row`), and by
 import itertools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 from mimi_hf.benchmark import shares
@@ -216,7 +217,7 @@ def _left_out(rows):
 
 
 def plot(rows: list[dict], path: Path):
-    """Speed against length (one recording at a time) and latency against sessions, of the first kind of row."""
+    """Speed against length (one recording at a time) and latency against sessions, of the kind with most rows."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -225,8 +226,8 @@ def plot(rows: list[dict], path: Path):
     rows = [row for row in rows if row["part"] != "start"]
     if not rows:
         return
-    codebooks, dtype = rows[0]["codebooks"], rows[0]["dtype"]
-    rows = [row for row in rows if (row["codebooks"], row["dtype"]) == (codebooks, dtype)]
+    kinds = {part: _commonest_kind(rows, part) for part in ("offline", "live")}
+    rows = [row for row in rows if (row["codebooks"], row["dtype"]) == kinds[row["part"]]]
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
     colors = {name: f"C{index}" for index, name in enumerate(_names(rows))}
     for task, (left, right) in zip(("encode", "decode"), axes, strict=True):
@@ -237,8 +238,12 @@ def plot(rows: list[dict], path: Path):
         _draw(right, live, "sessions", "figures", colors, marker="o")
         _draw(right, live, "sessions", "99th percentile", colors, marker="_", linestyle=":", labelled=False)
         right.axhline(80, color="grey", linewidth=1, linestyle="--", label="real time")
-        left.set(title=f"{task}, offline", xlabel="length of the audio, s", ylabel="audio seconds per second")
-        right.set(title=f"{task}, live", xlabel="sessions", ylabel="ms per frame")
+        left.set(
+            title=f"{task}, offline{_words(kinds['offline'])}",
+            xlabel="length of the audio, s",
+            ylabel="audio seconds per second",
+        )
+        right.set(title=f"{task}, live{_words(kinds['live'])}", xlabel="sessions", ylabel="ms per frame")
         left.set_ylim(bottom=0)
         right.set_yscale("log")
         low, high = right.get_ylim()
@@ -248,10 +253,20 @@ def plot(rows: list[dict], path: Path):
     legends = [zip(*reversed(axis.get_legend_handles_labels()), strict=True) for axis in axes.flat]
     handles = dict(itertools.chain(*legends))
     names = [*(name for name in colors if name in handles), *(name for name in handles if name not in colors)]
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(names))
-    figure.suptitle(f"{codebooks} codebooks, {dtype}; latencies are medians, dotted the 99th percentile")
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=4)
+    figure.suptitle("Latencies are medians, dotted the 99th percentile")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _commonest_kind(rows, part):
+    """Codebooks and dtype of most rows of a part; the first such where several have as many."""
+    kinds = Counter((row["codebooks"], row["dtype"]) for row in rows if row["part"] == part)
+    return max(kinds, key=kinds.get, default=None)
+
+
+def _words(kind):
+    return f" ({kind[0]} codebooks, {kind[1]})" if kind else ""
 
 
 def _draw(axis, rows, along, kind, colors, labelled=True, **style):
