@@ -73,7 +73,7 @@ class Plan:
                 yield length, batch
 
 
-SMOKE = Plan(seconds=(2.0,), batches=(1,), sessions=(1, 2), codebooks=(8,), repeats=1, frames=3)
+SMOKE = Plan(seconds=(2.0,), batches=(1,), sessions=(2,), codebooks=(8,), repeats=1, frames=3)
 
 
 def measure(plan: Plan, checkpoints, console) -> Iterator[dict]:

@@ -161,3 +161,16 @@ def test_original_format_refuses_8_bit_weights(quantized, tmp_path):
         export_checkpoint(tmp_path / "int8", tmp_path / "original.safetensors")
     quantized.dequantize().save_pretrained(tmp_path / "floats")
     assert export_checkpoint(tmp_path / "floats", tmp_path / "original.safetensors").tensors
+
+
+def test_loaded_in_inference_mode(quantized, checkpoint, tmp_path):
+    quantized.save_pretrained(tmp_path)
+    audio = make_audio(FRAME)
+    with torch.inference_mode():
+        again = MimiModel.from_pretrained(tmp_path)
+        made = MimiModel.from_pretrained(checkpoint, quantization_config=EVERYTHING)
+        expected = again.encode(audio).audio_codes
+        assert torch.equal(made.encode(audio).audio_codes, expected)
+    with torch.no_grad():
+        assert torch.equal(again.encode(audio).audio_codes, expected)
+        assert torch.equal(quantized.encode(audio).audio_codes, expected)

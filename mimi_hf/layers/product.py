@@ -105,6 +105,7 @@ def _int8_product(rows, matrices, scales: Tensor, bias: Tensor | None) -> Tensor
     half, dtype = torch.bfloat16, rows[0].dtype
     total = bias
     for row, matrix, scale in zip(rows, matrices, scales, strict=False):
-        part = torch._weight_int8pack_mm(row.to(half), matrix, scale.to(half))
+        # A weight that was loaded in inference mode lies in another order, see `arrange_weight`.
+        part = torch._weight_int8pack_mm(row.to(half), matrix.contiguous(), scale.to(half))
         total = part.to(dtype) if total is None else total + part
     return total
