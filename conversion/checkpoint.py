@@ -1,11 +1,8 @@
 """Whole checkpoints, converted in both directions. What is written was reloaded and compared first, bit by bit."""
 
-import os
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from huggingface_hub import HfApi, get_token
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from ..configuration_mimi import MimiConfig
+from ..files import written_beside
 from ..model_card import fill_card
 from . import is_folder_or_id
 from .architecture import infer_config
@@ -87,7 +85,7 @@ def convert_checkpoint(source, output_dir, config=None, force=False, push_to_hub
     card = fill_card(
         config, source_name=source.name, sha256=digest, model_id=push_to_hub or f"./{output_dir.absolute().name}"
     )
-    with _written_beside(output_dir) as temporary:
+    with written_beside(output_dir) as temporary:
         temporary.mkdir()
         _write_folder(temporary, to_ours(original, config), config)
         card.save(temporary / "README.md")
@@ -124,7 +122,7 @@ def export_checkpoint(folder, output_file, force=False):
     ours, config = _load_folder(folder)
     original = {name: tensor.contiguous() for name, tensor in to_original(ours, config).items()}
     _check_tensors(original, config, folder, given=True)
-    with _written_beside(output_file) as temporary:
+    with written_beside(output_file) as temporary:
         _save(original, temporary)
         _compare(to_ours(load_file(temporary), config), ours)
         digest = sha256(temporary)
@@ -318,31 +316,6 @@ def _check_output(output, force, folder):
             f"{str(output)!r} holds more than a conversion ({', '.join(foreign[:5])}), which force=True would delete."
             " Choose another name, or move these away."
         )
-
-
-@contextmanager
-def _written_beside(output):
-    """A path beside `output`, which takes its place at the end, in one step; after an error it is removed."""
-    output = output.resolve()
-    temporary, replaced = (output.with_name(f".{output.name}.{uuid4().hex[:8]}.{end}") for end in ("new", "old"))
-    try:
-        yield temporary
-        if not output.is_dir():
-            os.replace(temporary, output)
-            return
-        # A folder cannot be renamed onto one that holds files: the old one steps aside, and back if that fails.
-        os.rename(output, replaced)
-        try:
-            os.rename(temporary, output)
-        except OSError:
-            os.rename(replaced, output)
-            raise
-        shutil.rmtree(replaced)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _check_upload(repo_id):

@@ -4,10 +4,11 @@ import io
 import math
 import numbers
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
+
+from .files import written_beside
 
 # What is written, by extension: libsndfile's name of the format, the most channels and the highest sampling rate that
 # it holds. libsndfile itself (1.2) crashes instead of refusing where Ogg's limits are passed.
@@ -73,12 +74,8 @@ def write_audio(path, audio, sampling_rate):
     kind, samples, rate = _check_writable(path, audio, sampling_rate)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
+    with written_beside(path) as aside:
         _encode(aside, kind, samples, rate)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def resample(audio, from_rate, to_rate):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from .audio_io import WRITABLE
 from .conversion.command import convert
+from .files import written_beside
 
 app = typer.Typer(
     name="mimi-hf",
@@ -170,7 +169,11 @@ def benchmark(
         raise _fail(str(error)) from None
     results = {"model": model, "compiled": compiled, "load_seconds": loading, **report.to_dict()}
     if json_file is not None:
-        _write_aside(json_file, json.dumps(results, indent=2) + "\n")
+        try:
+            with written_beside(json_file) as aside:
+                aside.write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise _fail(f"{json_file} cannot be written: {error.strerror}.") from None
     if not quiet:
         _print_benchmark(report, loading)
 
@@ -209,18 +212,6 @@ def _check_writable(path: Path, force: bool):
         raise _fail(f"{path} is a folder. Name a file to write.")
     if not path.parent.is_dir():
         raise _fail(f"There is no folder {path.parent} to write to. Create it first.")
-
-
-def _write_aside(path: Path, text: str):
-    """Write a file that appears whole or not at all."""
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    except OSError as error:
-        raise _fail(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _load_model(name: str, device: str | None, dtype: str):

@@ -11,12 +11,11 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
 from . import quantization as quantization  # registers 8-bit weights with transformers
-from .compiled import compile_step
 from .configuration_mimi import MimiConfig
 from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
-from .layers.transformer import LayerScale, Transformer, TransformerState, ring_slots
+from .layers.transformer import LayerScale, Transformer, TransformerState
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
 from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
@@ -415,23 +414,6 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         self._arrange_weights()
         return DecoderStream(self, batch_size)
 
-    def step(self, name: str, *arguments):
-        """A step of a stream, as a function of an input and a state, whose results are an output and the next state.
-
-        "encode", with the number of codebooks: Tensor, shape = (B, F * frame_size, audio_channels) -> Tensor, shape =
-        (B, K, F), int64. "decode": Tensor, shape = (B, K, F), int64 -> Tensor, shape = (B, F * frame_size,
-        audio_channels).
-        """
-        if name == "decode":
-            return lambda codes, state: self.decode_tile(self.quantizer.lookup(codes).to(self.dtype), state)
-        (num_quantizers,) = arguments
-
-        def encode(audio, state):
-            latents, state = self.encode_tile(audio, state)
-            return self.quantizer.search(latents, num_quantizers), state
-
-        return encode
-
     def compile_for_streaming(self):
         """Compile what a stream does for a frame, which then takes less time for each frame.
 
@@ -445,21 +427,6 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         self._arrange_weights()
         self._compiled_steps = {}
         return self
-
-    def compiled_step(self, name: str, *arguments):
-        """The compiled [`step`], None before [`compile_for_streaming`]."""
-        if self._compiled_steps is None:
-            return None
-        key = (name, *arguments)
-        if key not in self._compiled_steps:
-            self.quantizer.prepare()
-            self._compiled_steps[key] = compile_step(self.step(name, *arguments))
-        return self._compiled_steps[key]
-
-    @property
-    def live_slots(self) -> int:
-        """Slots of the rings of a stream that takes a frame at a time."""
-        return ring_slots(self.config.sliding_window, self.config.latent_stride)
 
     # Helpers
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compiled import CompiledStep
+from .compiled import CompiledStep, compile_step
 from .layers.state import copy_state, map_state, reset_rows, select_rows
+from .layers.transformer import ring_slots
 
 _ATTRIBUTE = "mimi_stream"  # of a cache of transformers that carries a stream
 
@@ -23,6 +24,33 @@ class Flushed(NamedTuple):
 
     audio_codes: Tensor
     num_samples: int
+
+
+def encoder_step(model, num_quantizers: int):
+    """What an [`EncoderStream`] takes for some frames, as a function to compile or export.
+
+    Tensor, shape = (B, F * frame_size, audio_channels), and the state before (None begins) -> Tensor, shape =
+    (B, num_quantizers, F), int64, and the state after.
+    """
+
+    def encode(audio: Tensor, state):
+        latents, state = model.encode_tile(audio, state)
+        return model.quantizer.search(latents, num_quantizers), state
+
+    return encode
+
+
+def decoder_step(model):
+    """What a [`DecoderStream`] takes for some frames, as a function to compile or export.
+
+    Tensor, shape = (B, K, F), int64, and the state before (None begins) -> Tensor, shape = (B, F * frame_size,
+    audio_channels), and the state after.
+    """
+
+    def decode(codes: Tensor, state):
+        return model.decode_tile(model.quantizer.lookup(codes).to(model.dtype), state)
+
+    return decode
 
 
 class _Stream:
@@ -80,32 +108,20 @@ class _Stream:
             raise ValueError(f"Rows {rows.tolist()} are not all in 0 to {self.batch_size - 1}, the rows of the stream.")
         return torch.zeros(self.batch_size, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
 
-    def _step(self, name: str, *arguments):
-        """The model's step of that name, with its further arguments: a function of an input and a state.
+    def _take(self, x: Tensor, frames: int, plain, key: tuple, active: Tensor | None) -> Tensor:
+        """Go on by `frames` frames of x: what the step makes of them.
 
-        Single frames of a stream that has begun go through the compiled one, where the model has such.
+        Args:
+            plain: the step. Single frames of a stream that has begun go through its compiled form, where the model is
+                to have such.
+            key: what tells the step from other ones of the model.
+            active: the mask of the rows that advance, all where None.
         """
-        plain, compiled = self.model.step(name, *arguments), self.model.compiled_step(name, *arguments)
-        if compiled is None:
-            self.compiled = None
-            return plain
-        if self.compiled is None or self.compiled.compiled is not compiled:
-            self.compiled = CompiledStep(compiled, plain)
-        axis, frame = (1, self.model.config.frame_size) if name == "encode" else (2, 1)
-
-        def step(x: Tensor, state):
-            begun = state is not None and state.transformer.slots == self.model.live_slots
-            return (self.compiled if begun and x.shape[axis] == frame else plain)(x, state)
-
-        return step
-
-    def _active(self, rows) -> Tensor | None:
-        """The mask of the rows that advance: Tensor, shape = (B,), bool, None where all do."""
-        mask = None if rows is None else self._row_mask(rows)
-        return None if mask is None or mask.all() else mask
-
-    def _advance(self, state, active: Tensor | None):
-        """Take up the state after a step, but not in the rows that pause."""
+        model = self.model
+        slots = ring_slots(model.config.sliding_window, model.config.latent_stride)  # of rings for a frame at a time
+        live = frames == 1 and self.state is not None and self.state.transformer.slots == slots
+        step = plain if model._compiled_steps is None or not live else self._compile(plain, (*key, model.training))
+        y, state = step(x, self.state)
         if active is not None:
             old = map_state(torch.zeros_like, state) if self.state is None else self.state
             position = torch.where(active, state.transformer.position, old.transformer.position)
@@ -114,6 +130,23 @@ class _Stream:
             state, old = (whole._replace(transformer=None) for whole in (state, old))
             state = select_rows(active, state, old)._replace(transformer=transformer)
         self.state = state
+        return y
+
+    def _compile(self, plain, key: tuple) -> CompiledStep:
+        """The compiled form of a step, which the streams of a model share."""
+        model = self.model
+        model.quantizer.prepare()
+        if key not in model._compiled_steps:
+            model._compiled_steps[key] = compile_step(plain)
+        compiled = model._compiled_steps[key]
+        if self.compiled is None or self.compiled.compiled is not compiled:
+            self.compiled = CompiledStep(compiled, plain)
+        return self.compiled
+
+    def _active(self, rows) -> Tensor | None:
+        """The mask of the rows that advance: Tensor, shape = (B,), bool, None where all do."""
+        mask = None if rows is None else self._row_mask(rows)
+        return None if mask is None or mask.all() else mask
 
     def _follow_model(self):
         """Move the state to where the model is now, in its dtype."""
@@ -230,12 +263,11 @@ class EncoderStream(_Stream):
         self._follow_model()
         model, frame_size = self.model, self.model.config.frame_size
         audio = audio.transpose(1, 2).to(model.device, model.dtype)
-        step = self._step("encode", self.num_quantizers)
+        step = encoder_step(model, self.num_quantizers)
         codes = [torch.empty(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=model.device)]
         for start, stop in model._tiles(audio.shape[1] // frame_size, self.batch_size):
-            tile, state = step(audio[:, start * frame_size : stop * frame_size], self.state)
-            codes.append(tile)
-            self._advance(state, active)
+            tile = audio[:, start * frame_size : stop * frame_size]
+            codes.append(self._take(tile, stop - start, step, ("encode", self.num_quantizers), active))
         codes = torch.cat(codes, dim=2)
         return codes if active is None else codes.masked_fill(~active[:, None, None], -1)
 
@@ -279,13 +311,12 @@ class DecoderStream(_Stream):
         self._check_batch(audio_codes, "tensor of codes")
         self._follow_model()
         frames = audio_codes.shape[2]
-        step = self._step("decode")
+        step = decoder_step(model)
         audio = torch.empty(
             self.batch_size, model.config.audio_channels, frames * frame_size, dtype=model.dtype, device=model.device
         )
         for start, stop in model._tiles(frames, self.batch_size):
-            tile, state = step(audio_codes[..., start:stop].to(model.device), self.state)
-            self._advance(state, active)
+            tile = self._take(audio_codes[..., start:stop].to(model.device), stop - start, step, ("decode",), active)
             audio[..., start * frame_size : stop * frame_size] = tile.transpose(1, 2)
         return audio if active is None else audio.masked_fill(~active[:, None, None], 0)
 
@@ -345,4 +376,4 @@ def refuse_padding(*masks: Tensor | None):
             raise ValueError("The mask marks padding, but a stream has none. Push what is real alone.")
 
 
-__all__ = ["DecoderStream", "EncoderStream", "Flushed"]
+__all__ = ["DecoderStream", "EncoderStream", "Flushed", "decoder_step", "encoder_step"]

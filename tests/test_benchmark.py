@@ -208,7 +208,7 @@ def test_command_replaces_when_forced_and_can_be_quiet(quick, checkpoint, tmp_pa
 
 def test_command_compiles_first(quick, checkpoint, monkeypatch):
     calls = []
-    monkeypatch.setattr(MimiModel, "compile_for_streaming", lambda model: calls.append(model), raising=False)
+    monkeypatch.setattr(MimiModel, "compile_for_streaming", lambda model: calls.append(model))
     assert run("--model", checkpoint, *SHORT, "--compile").exit_code == 0
     assert len(calls) == 1
 

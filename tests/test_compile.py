@@ -9,6 +9,7 @@ from tiny import FRAME, assert_same_audio, make_audio, make_model
 
 from mimi_hf import MimiInt8Config, MimiModel
 from mimi_hf.layers.state import copy_state
+from mimi_hf.streaming import decoder_step, encoder_step
 
 
 class Step(torch.nn.Module):
@@ -60,7 +61,7 @@ def test_one_graph_serves_every_length(prepared, method):
 @torch.no_grad()
 def test_steps_export_with_their_state(prepared, name):
     if name in ("encode", "decode"):  # of a stream: with search and lookup
-        step = prepared.step(name, *((4,) if name == "encode" else ()))
+        step = encoder_step(prepared, 4) if name == "encode" else decoder_step(prepared)
         x = steps(prepared, 1)["encode_tile"] if name == "encode" else torch.tensor([[[3], [5]], [[7], [9]]])
     else:
         step, x = getattr(prepared, name), steps(prepared, 1)[name]
@@ -119,10 +120,16 @@ def test_compiled_streams_equal_plain_ones():
             stream.push(chunk)
         stream.reset([1])
         stream.push(audio[:1, :, :FRAME].expand(3, -1, -1), active)
+    chunk = audio[:1, :, FRAME : 2 * FRAME].expand(3, -1, -1)
     forks = [stream.copy() for stream in streams]
-    expected, actual = (stream.push(audio[:1, :, FRAME : 2 * FRAME].expand(3, -1, -1)) for stream in forks)
+    expected, actual = (stream.push(chunk) for stream in forks)
     assert torch.equal(actual, expected)
-    assert torch.equal(streams[1].push(audio[:1, :, FRAME : 2 * FRAME].expand(3, -1, -1)), expected)
+    for stream in streams:
+        assert torch.equal(stream.push(chunk), expected)
+
+    for one in (plain, model):  # codebooks that changed are seen
+        one.eval().quantizer.acoustic_residual_vector_quantizer.layers[0].codebook.embed_sum.mul_(2)
+    assert torch.equal(streams[1].push(chunk), streams[0].push(chunk))
 
     other = copy.deepcopy(model)  # compiles for itself
     assert other._compiled_steps == {} and model._compiled_steps

@@ -48,7 +48,8 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
     side_by_side = len(rows) > 1 and weight.stride(0) == width
     if side_by_side and (width < NARROW or packed or _few(rows[0], FEWEST_ROWS)):
         rows, weight = [torch.cat(rows, dim=1)], weight.transpose(0, 1).flatten(1)[None]
-    matrices = weight.to(rows[0].dtype).unbind() if not packed else weight.unbind()
+        scale = None if scale is None else scale[:1]  # one per row of the whole weight
+    matrices = weight.unbind() if packed else weight.to(rows[0].dtype).unbind()
     if packed:
         total = _int8_product(rows, matrices, scale, bias)
     elif _few(rows[0], FEW_ROWS) and rows[0].dtype == torch.float32:
@@ -104,7 +105,7 @@ def _int8_product(rows, matrices, scales: Tensor, bias: Tensor | None) -> Tensor
     """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N)."""
     half, dtype = torch.bfloat16, rows[0].dtype
     total = bias
-    for row, matrix, scale in zip(rows, matrices, scales, strict=False):
+    for row, matrix, scale in zip(rows, matrices, scales, strict=True):
         # A weight that was loaded in inference mode lies in another order, see `arrange_weight`.
         part = torch._weight_int8pack_mm(row.to(half), matrix.contiguous(), scale.to(half))
         total = part.to(dtype) if total is None else total + part

@@ -77,7 +77,7 @@ class ResidualVectorQuantizer(nn.Module):
         """The codebooks ready for use, derived from the buffers whenever these have changed.
 
         Changes through `.data`, which torch does not count, are seen in training mode, and by a call of `train` or
-        `eval`. A compiled or exported graph keeps the codebooks of its making.
+        `eval`. An exported graph keeps the codebooks of its making, a compiled one those of the last [`prepare`].
 
         Returns:
             Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
@@ -157,7 +157,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         )
 
     def prepare(self):
-        """Derive the codebooks now: a compiled graph takes them as they are."""
+        """Derive the codebooks where they have changed: a compiled graph takes them as they are."""
         for residual in (self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer):
             residual.tables()
 

@@ -87,7 +87,7 @@ class Window(NamedTuple):
     in_place: bool
 
     def write(self, ring: Tensor, steps: Tensor) -> Tensor:
-        """The ring, shape = (B, heads, R, head_dim), with new steps, shape = (B, T, heads, head_dim), in place."""
+        """The ring, shape = (B, heads, R, head_dim), with new steps, (B, T, heads, head_dim), in their slots."""
         write = Tensor.index_put_ if self.in_place else Tensor.index_put
         # Under autocast the products give half precision, while the rings have the inputs'.
         return write(ring.transpose(1, 2), self.slots, steps.to(ring.dtype)).transpose(1, 2)

@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, source, monkeypatch):
             raise OSError("disk error")
         rename(old, new)
 
-    monkeypatch.setattr(checkpoint.os, "rename", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(OSError, match="disk error"):
         convert_checkpoint(source[0], tmp_path / "ours", force=True)
     assert listing(tmp_path) == before
