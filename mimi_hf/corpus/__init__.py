@@ -1,0 +1,1 @@
+"""Tokenizing whole data sets."""
