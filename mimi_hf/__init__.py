@@ -21,6 +21,16 @@ _EXPORTS = {
     "MimiOutput": "outputs",
     "EncoderStream": "streaming",
     "DecoderStream": "streaming",
+    "AudioTokenizationPipeline": "pipelines",
+    "AudioDetokenizationPipeline": "pipelines",
+    "AudioFeatureExtractionPipeline": "pipelines",
+    "AudioTokenizer": "corpus.tokenizer",
+    "AudioDetokenizer": "corpus.tokenizer",
+    "AudioCodesCollator": "corpus.collator",
+    "apply_delay": "corpus.collator",
+    "undo_delay": "corpus.collator",
+    "flatten_codes": "corpus.collator",
+    "unflatten_codes": "corpus.collator",
 }
 
 __all__ = ["auto", "register", "unregister", *_EXPORTS]

@@ -182,19 +182,32 @@ def _decode(file, name):
             if sound.frames == _UNKNOWN_LENGTH:
                 raise ValueError(f"{name} does not say how long it is, as it was streamed. Encode it again to a file.")
             samples = sound.read(dtype="float32", always_2d=True)  # (N, C)
-            # An mp3 header only estimates the length.
-            expected = 0 if sound.format == "MP3" else sound.frames
-            rate = sound.samplerate
+            expected, rate = expected_samples(sound), sound.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, by its extension
-        raise ValueError(
-            f"{name} cannot be read as audio ({error}). It is damaged, or its format is not among those supported:"
-            f" {READABLE}."
-        ) from error
-    if len(samples) < expected:
-        raise ValueError(f"{name} is damaged: only {len(samples)} of its {expected} samples can be read.")
-    if not len(samples):
-        raise ValueError(f"{name} is empty: it has no samples. Leave it out.")
+        raise unreadable(name, error) from error
+    check_complete(name, len(samples), expected)
     return np.ascontiguousarray(samples.T), rate
+
+
+def expected_samples(sound):
+    """Samples per channel that a `soundfile.SoundFile` must give; 0 where its header only estimates them (mp3)."""
+    return 0 if sound.format == "MP3" else sound.frames
+
+
+def unreadable(name, error):
+    """The error for what libsndfile refuses."""
+    return ValueError(
+        f"{name} cannot be read as audio ({error}). It is damaged, or its format is not among those supported:"
+        f" {READABLE}."
+    )
+
+
+def check_complete(name, samples, expected):
+    """Refuse a file that ends early, or is empty."""
+    if samples < expected:
+        raise ValueError(f"{name} is damaged: only {samples} of its {expected} samples can be read.")
+    if not samples:
+        raise ValueError(f"{name} is empty: it has no samples. Leave it out.")
 
 
 def _check_writable(path, audio, sampling_rate):

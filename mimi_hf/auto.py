@@ -1,6 +1,6 @@
-"""Registration with transformers' Auto classes.
+"""Registration with transformers' Auto classes and pipelines.
 
-The Auto classes take seconds to import, so nothing of them is imported here: each mapping is filled at the moment when
+These take seconds to import, so nothing of them is imported here: each mapping is filled at the moment when
 transformers itself first imports it, and holds proxies that import our classes when they are used.
 """
 
@@ -16,17 +16,28 @@ _MAPPINGS = {
     "MODEL_FOR_AUDIO_TOKENIZATION_MAPPING": ("transformers.models.auto.modeling_auto", "MimiModel"),
     "FEATURE_EXTRACTOR_MAPPING": ("transformers.models.auto.feature_extraction_auto", "MimiFeatureExtractor"),
 }
+# Our pipeline for each task, in `.pipelines`. Feature extraction is a task of transformers: ours takes Mimi, and leaves
+# all other models to its pipeline.
+_PIPELINES = {
+    "audio-tokenization": "AudioTokenizationPipeline",
+    "audio-detokenization": "AudioDetokenizationPipeline",
+    "feature-extraction": "FeatureExtraction",
+}
+_PIPELINES_MODULE = "transformers.pipelines"
 _registered = False
+_tasks = {}  # for each task what we registered, and what was there before
 
 
 def register():
     """Serve `mimi` checkpoints with our classes in `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
-    `AutoFeatureExtractor`. Importing `mimi_hf` does this; calling it again changes nothing."""
+    `AutoFeatureExtractor`, and in `pipeline`. Importing `mimi_hf` does this; calling it again changes nothing."""
     global _registered
     _registered = True
     for mapping, (module, _) in _MAPPINGS.items():
         if module in sys.modules:
             _fill(mapping)
+    if _PIPELINES_MODULE in sys.modules:
+        _fill_tasks(sys.modules[_PIPELINES_MODULE])
 
 
 def unregister():
@@ -39,6 +50,13 @@ def unregister():
             for key in list(content):
                 if key == "mimi" or getattr(key, "__module__", "").startswith(f"{__package__}."):
                     del content[key]
+    for task in list(_tasks):
+        registry = sys.modules[_PIPELINES_MODULE].PIPELINE_REGISTRY.supported_tasks
+        ours, before = _tasks.pop(task)
+        if registry.get(task) is ours and before is None:
+            del registry[task]
+        elif registry.get(task) is ours:
+            registry[task] = before
 
 
 def _fill(mapping):
@@ -50,10 +68,24 @@ def _fill(mapping):
     getattr(sys.modules[module], mapping).register(key, value, exist_ok=True)
 
 
-def _lazy(name):
+def _fill_tasks(pipelines):
+    # Past register_pipeline(): what it marks is saved as code, and asks for trust_remote_code when it is loaded.
+    if not _registered or _tasks:
+        return
+    registry = pipelines.PIPELINE_REGISTRY.supported_tasks
+    fresh = {"pt": (pipelines.AutoModel,), "default": {"model": ("kyutai/mimi", "main")}, "type": "audio"}
+    for task, name in _PIPELINES.items():
+        before = registry.get(task)
+        kept = before if task == "feature-extraction" else fresh
+        registry[task] = {**kept, "impl": _lazy(name, f"{__package__}.pipelines")}
+        _tasks[task] = registry[task], before
+
+
+def _lazy(name, module=__package__):
     """Our class `name`, imported when first touched: filling a mapping must not import torch code."""
-    return wrapt.LazyObjectProxy(lambda: getattr(importlib.import_module(__package__), name))
+    return wrapt.LazyObjectProxy(lambda: getattr(importlib.import_module(module), name))
 
 
 for _mapping, (_module, _) in _MAPPINGS.items():
     wrapt.register_post_import_hook(lambda module, mapping=_mapping: _fill(mapping), _module)
+wrapt.register_post_import_hook(_fill_tasks, _PIPELINES_MODULE)

@@ -16,6 +16,7 @@ from .configuration_mimi import MimiConfig
 from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
+from .layers.state import join_rows, map_state
 from .layers.transformer import LayerScale, Transformer, TransformerState
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
@@ -38,6 +39,10 @@ class DecoderState(NamedTuple):
     seanet: tuple
 
 
+# Frames that a SEANet takes at once on a CPU, and from how many on a row of a batch is best by itself.
+_PIECE_FRAMES, _ROW_FRAMES = 32, 8
+
+
 def _cuts(length: int, most: int):
     """Start and stop of each piece of `length`: as few as have at most `most`, and of much the same size."""
     count = -(-length // most)
@@ -51,6 +56,17 @@ def _in_pieces(layer: nn.Module, x: Tensor, state, frame: int, most: int):
         y, state = layer(x[:, start * frame : stop * frame], state)
         pieces.append(y)
     return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]), state
+
+
+def _row_by_row(layer: nn.Module, x: Tensor, state, frame: int, most: int):
+    """[`_in_pieces`] for each row by itself: blocks of a single row are views, those of several must be copied."""
+    outputs, states = [], []
+    for row in range(len(x)):
+        part = map_state(lambda tensor, row=row: tensor[row : row + 1], state)
+        y, part = _in_pieces(layer, x[row : row + 1], part, frame, most)
+        outputs.append(y)
+        states.append(part)
+    return torch.cat(outputs), join_rows(states)
 
 
 class MimiModel(PreTrainedAudioTokenizerBase):
@@ -266,7 +282,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             Tensor, shape = (B, F, D), and the state for the next tile.
         """
         seanet, transformer, downsample = (None, None, None) if state is None else state
-        x, seanet = _in_pieces(self.encoder, audio, seanet, self.config.frame_size, self._piece_frames(len(audio)))
+        x, seanet = self._through(self.encoder, audio, seanet, self.config.frame_size)
         x, transformer = self.encoder_transformer(x, transformer)
         if self.downsample is not None:
             x, downsample = self.downsample(x, downsample)
@@ -367,7 +383,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         if self.upsample is not None:
             x, upsample = self.upsample(x, upsample)
         x, transformer = self.decoder_transformer(x, transformer)
-        x, seanet = _in_pieces(self.decoder, x, seanet, self.config.latent_stride, self._piece_frames(len(x)))
+        x, seanet = self._through(self.decoder, x, seanet, self.config.latent_stride)
         return x, DecoderState(upsample, transformer, seanet)
 
     # Both
@@ -453,11 +469,13 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         """First frame and last frame + 1 of each tile of `frames`: enough rows for the products of the transformers."""
         return _cuts(frames, max(1, (192 if self.device.type == "cpu" else 1024) // batch))
 
-    def _piece_frames(self, batch: int) -> int:
-        """Frames that a SEANet takes at once: on a CPU its activations should stay in the cache."""
+    def _through(self, layer: nn.Module, x: Tensor, state, frame: int):
+        """A SEANet on x: Tensor, shape = (B, F * frame, C). On a CPU its activations should stay in the cache."""
         # A compiled graph would be one of so and so many pieces, and compiled again for another length.
         in_cache = self.device.type == "cpu" and not torch.compiler.is_compiling()
-        return max(1, (32 if in_cache else 1024) // batch)
+        if in_cache and len(x) > 1 and x.shape[1] // frame >= _ROW_FRAMES:
+            return _row_by_row(layer, x, state, frame, _PIECE_FRAMES)
+        return _in_pieces(layer, x, state, frame, max(1, (_PIECE_FRAMES if in_cache else 1024) // len(x)))
 
     def _arrange_weights(self):
         places = {tensor.device for tensor in (*self.parameters(), *self.buffers())}

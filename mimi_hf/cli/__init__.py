@@ -4,7 +4,12 @@ import typer
 
 from ..conversion.command import convert
 from .benchmark import benchmark
+from .decode import decode
+from .detokenize import detokenize
+from .encode import encode
+from .info import info
 from .roundtrip import roundtrip
+from .tokenize import tokenize
 
 app = typer.Typer(
     name="mimi-hf",
@@ -14,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (roundtrip, convert, benchmark):
+for command in (encode, decode, info, tokenize, detokenize, roundtrip, convert, benchmark):
     app.command()(command)
 
 

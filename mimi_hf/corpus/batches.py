@@ -69,9 +69,11 @@ def encode_all(
         inputs = torch.zeros(len(batch), config.audio_channels, lengths[batch[0]])
         for row, index in enumerate(batch):
             inputs[row, :, : lengths[index]] = torch.as_tensor(audio[index])
-        mask = torch.arange(inputs.shape[2]) < torch.tensor([lengths[index] for index in batch])[:, None]
-        codes = model.encode(inputs.to(model.device), mask.to(model.device), num_quantizers, return_dict=True)
-        rows = codes.audio_codes.cpu().numpy().astype(code_dtype(config.codebook_size))
+        # No mask is needed: zeros after the last sample change no frame of a row, and what they make is cut off.
+        output = model.encode(
+            inputs.to(model.device), num_quantizers=num_quantizers, use_streaming=False, return_dict=True
+        )
+        rows = output.audio_codes.cpu().numpy().astype(code_dtype(config.codebook_size))
         for row, index in enumerate(batch):
             encoded[index] = rows[row, :, : -(-lengths[index] // config.frame_size)].copy()
     return encoded
@@ -99,11 +101,8 @@ def decode_all(model, codes: Sequence[np.ndarray], batch_seconds: float | None =
         inputs = torch.zeros(len(batch), codes[batch[0]].shape[0], lengths[batch[0]], dtype=torch.int64)
         for row, index in enumerate(batch):
             inputs[row, :, : lengths[index]] = torch.as_tensor(codes[index].astype(np.int64))
-        mask = torch.arange(inputs.shape[2]) < torch.tensor([lengths[index] for index in batch])[:, None]
-        with torch.no_grad():
-            output = model.decode(
-                inputs.to(model.device), audio_codes_mask=mask.to(model.device), use_cache=False, return_dict=True
-            )
+        with torch.no_grad():  # nor a mask here, where the past alone counts
+            output = model.decode(inputs.to(model.device), use_streaming=False, use_cache=False, return_dict=True)
         rows = output.audio_values.float().cpu().numpy()
         for row, index in enumerate(batch):
             decoded[index] = rows[row, :, : lengths[index] * config.frame_size].copy()

@@ -41,6 +41,17 @@ def select_rows(rows: Tensor, state, other):
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
+def join_rows(states: list):
+    """The state of a batch from the states of its rows."""
+    first = states[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(states)
+    parts = [join_rows(list(part)) for part in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+
+
 def copy_state(state):
     """A state that shares no memory with `state`: the fork of a stream."""
     return map_state(Tensor.clone, state)

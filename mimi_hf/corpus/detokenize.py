@@ -1,0 +1,375 @@
+"""A data set of codes back to audio: the job behind `mimi-hf detokenize`."""
+
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ..audio_stream import write_blocks
+from .batches import decode_all, default_batch_seconds
+from .card import detokenized_card
+from .jobs import MANIFEST, Job, Progress
+from .output import Output
+from .reading import LONG, describe
+from .sources import Example
+from .sources.columns import Columns
+from .sources.files import Files, is_url, join
+from .sources.hub import HUB_ID
+from .sources.parquet import ParquetSource
+from .tokenize import CODES, ID, SAMPLES, ExampleError, ModelChoice, write_failures
+
+FORMATS = ("flac", "wav", "ogg")
+_POOL_BATCHES = 8
+_LONG_PUSH = 250  # frames that the model takes at once of a long example
+_ROWS = 100  # of a row group with audio
+_LONGEST_NAME = 200  # bytes; file systems take 255, and an extension comes after
+
+
+class CodesSource(ParquetSource):
+    """Parquet files with a column of codes, (K, F) in each row, as `mimi-hf tokenize` writes them.
+
+    `Example.audio` is an np.ndarray of shape (K, F), int64.
+
+    Args:
+        files, audio_column, columns: as for [`ParquetSource`].
+        has_ids: the column `id` names each row, as in what we wrote.
+    """
+
+    kind = "codes"
+
+    def __init__(self, files: Files, audio_column=None, columns=None, has_ids: bool = False):
+        super().__init__(files, audio_column, columns)
+        self.has_ids = has_ids
+        if has_ids:
+            self.read_too = (ID,)
+            self.columns = Columns({name: field for name, field in self.columns.fields.items() if name != ID})
+
+    def identify(self, name: str, row: int, record: dict) -> str:
+        """`Example.id` of a row of a file."""
+        return record[ID] if self.has_ids else super().identify(name, row, record)
+
+    def choose(self, present: pa.Schema, wanted: str | None, location: str) -> str:
+        """The column to read."""
+        name = wanted or CODES
+        if name not in present.names:
+            raise ValueError(
+                f"{location!r} has no column {name!r} of codes; it has {', '.join(present.names)}. Name the right one."
+            )
+        kind = present.field(name).type
+        inner = kind.value_type if _is_list(kind) else None
+        if inner is None or not _is_list(inner) or not pa.types.is_integer(inner.value_type):
+            raise ValueError(
+                f"Column {name!r} of {location!r} is of type {kind}, but codes are lists (codebooks) of lists (frames)"
+                " of integers."
+            )
+        return name
+
+    def convert(self, value, root: str):
+        """The codes of a value."""
+        if not value or len({len(row) for row in value}) != 1:
+            raise ValueError("There are no codes, or its codebooks have different lengths.")
+        return np.asarray(value, np.int64)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(test(kind) for test in tests)
+
+
+def open_codes(location: str, codes_column: str | None = None, columns: list[str] | None = None) -> CodesSource:
+    """Open a corpus of codes.
+
+    Args:
+        location: a folder of parquet files as `mimi-hf tokenize` makes it, a file, a pattern, a URL, or the id of a
+            data set of the Hub that holds parquet files.
+        codes_column: the column with the codes.
+        columns: what to keep of the others; all by default.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing there, or no codes.
+    """
+    try:
+        files = Files(location)
+    except FileNotFoundError:
+        if is_url(location) or not HUB_ID.fullmatch(location):
+            raise
+        files = Files(f"hf://datasets/{location}")
+    ours = files.is_folder and MANIFEST in files.names
+    if ours:  # where there may be a table of failures, too
+        files = Files(join(files.root, "data"))
+    return CodesSource(files, codes_column, columns, has_ids=ours)
+
+
+@dataclass
+class AudioReport:
+    """What a shard of audio holds.
+
+    examples: that were decoded.
+    seconds: of audio.
+    failures: id and reason of each example that could not be decoded.
+    """
+
+    examples: int = 0
+    seconds: float = 0.0
+    failures: list[dict] = field(default_factory=list)
+
+    def merge(self, other: "AudioReport"):
+        """Count all that another report holds."""
+        self.examples += other.examples
+        self.seconds += other.seconds
+        self.failures += other.failures
+
+    def to_dict(self) -> dict:
+        """JSON-able; [`from_dict`] reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "AudioReport":
+        """The report that [`to_dict`] wrote."""
+        return cls(**content)
+
+
+class DetokenizeJob(Job):
+    """Decode a corpus of codes into audio files, or into parquet shards with a column of audio.
+
+    Files are called `audio/<id>.<kind>`; a row of a shard has `id`, `audio` and the other columns of the source.
+
+    Args:
+        source, output, shard_size: as for [`Job`].
+        model: which one.
+        kind: of the files: flac, wav or ogg.
+        as_parquet: write shards rather than files.
+        num_quantizers: codebooks to use; all that are there by default.
+        any_model: decode codes of other codebooks than the model's.
+        strict: stop at the first example that fails.
+
+    Raises:
+        ValueError: the corpus was made with other codebooks, or an argument makes no sense.
+    """
+
+    decisive = ("task", "dtype", "codebook_digest", "num_quantizers", "kind", "as_parquet")
+
+    def __init__(
+        self,
+        source: CodesSource,
+        output: Output,
+        model: ModelChoice,
+        kind: str = "flac",
+        as_parquet: bool = False,
+        num_quantizers: int | None = None,
+        batch_seconds: float | None = None,
+        any_model: bool = False,
+        shard_size: int = 1000,
+        strict: bool = False,
+    ):
+        super().__init__(source, output, shard_size)
+        if kind not in FORMATS:
+            raise ValueError(f"kind={kind!r} must be one of {', '.join(FORMATS)}.")
+        self.model, self.kind, self.as_parquet, self.strict = model, kind, as_parquet, strict
+        self.num_quantizers, self.batch_seconds = num_quantizers, batch_seconds
+        loaded = model.load("cpu")
+        if num_quantizers is not None:
+            loaded.quantizer.check_num_quantizers(num_quantizers)
+        config = loaded.config
+        self.sampling_rate, self.channels, self.frame_size = (
+            config.sampling_rate,
+            config.audio_channels,
+            config.frame_size,
+        )
+        self.codebook_digest = loaded.codebook_digest
+        made_with = self._digest_of_source()
+        if made_with not in (None, self.codebook_digest) and not any_model:
+            raise ValueError(
+                f"The codes were made with other codebooks ({made_with[:12]}…) than those of {model.name}"
+                f" ({self.codebook_digest[:12]}…), which would make noise of them. Name the model that made them, or"
+                " one that was trained from it with its codebooks kept (or insist with any_model)."
+            )
+
+    def _digest_of_source(self) -> str | None:
+        """The codebooks that made the codes, where a manifest tells."""
+        if not self.source.has_ids:
+            return None
+        return Output(self.source.files.root.removesuffix("/data")).read_json(MANIFEST).get("codebook_digest")
+
+    def settings(self) -> dict:
+        return {
+            "task": "detokenize",
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "dtype": self.model.dtype,
+            "codebook_digest": self.codebook_digest,
+            "num_quantizers": self.num_quantizers,
+            "sampling_rate": self.sampling_rate,
+            "kind": self.kind,
+            "as_parquet": self.as_parquet,
+            "mimi_hf": importlib.metadata.version("mimi_hf"),
+        }
+
+    def load(self, device: str | None):
+        return self.model.load(device)
+
+    def run(self, model, index: int, progress: Progress) -> AudioReport:
+        report = AudioReport()
+        with tempfile.TemporaryDirectory() as folder:
+            decoded = self._counted(self._decode(model, index, Path(folder), progress), report)
+            if self.as_parquet:
+                self._write_parquet(decoded, index)
+            else:
+                for example, path in decoded:
+                    with self.output.writing(f"audio/{file_name(example.id)}.{self.kind}") as aside:
+                        aside.write_bytes(path.read_bytes())
+                    path.unlink()
+        self.output.write_json(self.report_name(index), report.to_dict())
+        return report
+
+    def _counted(self, decoded, report: AudioReport) -> Iterator[tuple[Example, Path]]:
+        for example, path, seconds, reason in decoded:
+            if reason is None:
+                report.examples += 1
+                report.seconds += seconds
+                yield example, path
+            else:
+                if self.strict:
+                    raise ExampleError(f"{example.id}: {reason}")
+                report.failures.append({"id": example.id, "reason": reason})
+
+    def _decode(self, model, index: int, folder: Path, progress: Progress):
+        """For each example: itself, the file that was made of it, its seconds, and why there is none."""
+        batch = self.batch_seconds or default_batch_seconds(model)
+        pool: list[Example] = []
+        held = 0.0
+        for example in self.source.read(self.shards[index]):
+            pool.append(example)
+            held += self._seconds(example)
+            if held >= _POOL_BATCHES * batch:
+                yield from self._decode_pool(model, pool, folder, progress)
+                pool, held = [], 0.0
+        yield from self._decode_pool(model, pool, folder, progress)
+
+    def _seconds(self, example: Example) -> float:
+        return 0.0 if example.audio is None else example.audio.shape[1] * self.frame_size / self.sampling_rate
+
+    def _decode_pool(self, model, pool: list[Example], folder: Path, progress: Progress):
+        short = [example for example in pool if example.audio is not None and self._seconds(example) <= LONG]
+        # The number of codebooks may differ between rows, but not in a batch.
+        audio: dict[str, np.ndarray | Exception] = {}
+        for count in sorted({len(example.audio) for example in short}):
+            rows = [example for example in short if len(example.audio) == count]
+            audio.update(zip([row.id for row in rows], self._decode_short(model, rows), strict=True))
+        for number, example in enumerate(pool):
+            path = folder / f"{number}.{self.kind}"
+            try:
+                if example.error is not None:
+                    raise ValueError(example.error)
+                result = audio.get(example.id)
+                if isinstance(result, Exception):
+                    raise result
+                blocks = self._decode_long(model, example.audio) if result is None else [result]
+                samples = self._write(path, blocks, example.columns.get(SAMPLES))
+            except (ValueError, TypeError, RuntimeError) as error:
+                yield example, path, 0.0, describe(error)
+                continue
+            seconds = samples / self.sampling_rate
+            progress(seconds)
+            yield example, path, seconds, None
+
+    def _decode_short(self, model, examples: list[Example]) -> list:
+        try:
+            return decode_all(model, [example.audio[: self.num_quantizers] for example in examples], self.batch_seconds)
+        except (ValueError, TypeError, RuntimeError) as error:
+            if len(examples) == 1:
+                return [error]
+            middle = len(examples) // 2
+            return self._decode_short(model, examples[:middle]) + self._decode_short(model, examples[middle:])
+
+    def _decode_long(self, model, codes: np.ndarray) -> Iterator[np.ndarray]:
+        stream = model.decoder_stream()
+        codes = codes[: self.num_quantizers]
+        for start in range(0, codes.shape[1], _LONG_PUSH):
+            piece = torch.from_numpy(codes[None, :, start : start + _LONG_PUSH]).to(model.device)
+            yield stream.push(piece)[0].float().cpu().numpy()
+
+    def _write(self, path: Path, blocks: Iterable[np.ndarray], num_samples: int | None) -> int:
+        written = 0
+        with write_blocks(path, self.sampling_rate, self.channels) as write:
+            for block in blocks:
+                block = block if num_samples is None else block[:, : max(0, num_samples - written)]
+                write(block)
+                written += block.shape[1]
+        return written
+
+    def _write_parquet(self, decoded, index: int):
+        kept = self.source.schema()
+        file = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+        names = [name for name in kept.names if name not in (ID, "audio")]
+        schema = _with_audio(pa.schema([(ID, pa.string()), ("audio", file), *(kept.field(name) for name in names)]))
+        name = f"data/train-{self.shard_name(index)}.parquet"
+        with self.output.writing(name) as aside, pq.ParquetWriter(aside, schema) as writer:
+            rows: list[dict] = []
+            for example, path in decoded:
+                audio = {"bytes": path.read_bytes(), "path": f"{file_name(example.id)}.{self.kind}"}
+                rows.append({**example.columns, ID: example.id, "audio": audio})
+                path.unlink()
+                if len(rows) == _ROWS:
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+                    rows = []
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+    def empty_report(self) -> AudioReport:
+        return AudioReport()
+
+    def totals(self, total: AudioReport) -> dict:
+        return {
+            "examples": total.examples,
+            "hours": round(total.seconds / 3600, 6),
+            "failures": len(total.failures),
+        }
+
+    def write_totals(self, total: AudioReport):
+        write_failures(self.output, total.failures)
+        self.output.write_json("totals.json", self.totals(total))
+
+    def write_card(self, total: AudioReport | None):
+        numbers = None if total is None else self.totals(total)
+        self.output.write("README.md", detokenized_card(self.settings(), self.source.describe(), numbers).encode())
+
+
+def file_name(identifier: str) -> str:
+    """The id of an example as a relative path: the same for the same id only.
+
+    Example:
+
+        >>> file_name("talks/first one.wav")
+        'talks/first one.wav'
+        >>> file_name("/../a:b")
+        '%/%2E%2E/a%3Ab'
+    """
+    parts = []
+    for part in identifier.split("/"):
+        # What a file system may forbid or understand otherwise; letters of all languages stay.
+        name = "".join(quote(sign, safe="") if sign in '%:\\*?"<>|' or sign < " " else sign for sign in part)
+        if name in ("", ".", "..") or name.startswith("."):
+            name = name.replace(".", "%2E") or "%"
+        if len(name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(part.encode()).hexdigest()[:16]
+            name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}%{digest}"
+        parts.append(name)
+    return "/".join(parts)
+
+
+def _with_audio(schema: pa.Schema) -> pa.Schema:
+    """`schema` with what tells `datasets` that the column `audio` is audio."""
+    from datasets import Features
+
+    features = Features.from_arrow_schema(schema).to_dict()
+    features["audio"] = {"_type": "Audio"}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,0 +1,208 @@
+"""The model of a callable that goes through many processes: named, told apart by content, loaded once in each."""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers.utils import cached_file
+
+from ..configuration_mimi import MimiConfig
+from ..modeling_mimi import MimiModel
+
+DTYPES = ("float32", "bfloat16", "float16")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+# Of a config: what two models that do the same may differ in.
+_INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+_IMPORTED_IN = os.getpid()
+
+Result = TypeVar("Result")
+
+
+class ModelSource:
+    """A model by name, or a model itself, to be pickled without its weights where they can be loaded again.
+
+    Args:
+        model: the id of a model on the Hub, a folder, or a [`MimiModel`].
+        dtype: "float32", "bfloat16" or "float16" (or of torch); single precision by default. Not for a `MimiModel`.
+        revision: of the model on the Hub. What it stands for now is loaded in every process.
+        device: "cpu", "cuda", "cuda:1", …; a GPU by default, where there is one. Not for a `MimiModel`.
+
+    Attributes:
+        config: the [`MimiConfig`].
+        identity: a string that says which weights these are; equal where the codes are.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError, TypeError: for something else than a Mimi model, and for other arguments that make no sense.
+    """
+
+    def __init__(self, model, dtype=None, revision: str | None = None, device: str | None = None):
+        self.device = None if device is None else str(torch.device(device))
+        self._loaded: tuple[str, MimiModel] | None = None
+        self._threads: int | None = None
+        if isinstance(model, MimiModel):
+            given = {"dtype": dtype, "revision": revision, "device": device}
+            if wrong := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"{' and '.join(wrong)} cannot be given with a MimiModel, which is used as it is. Convert or move"
+                    " the model before, or give its name."
+                )
+            self.model, self.config = model, model.config
+            return
+        if not isinstance(model, str | os.PathLike):
+            raise TypeError(
+                f"model is of type {type(model).__name__}, but the id of a model on the Hub, a folder or a MimiModel"
+                " is needed."
+            )
+        self.model = os.fspath(model)
+        self.dtype = _check_dtype("float32" if dtype is None else dtype)
+        if os.path.isdir(self.model):
+            self.model = os.path.abspath(self.model)
+            self._digest = _digest_folder(self.model)
+        self.config, self.revision = _read_config(self.model, revision)
+
+    @property
+    def identity(self) -> str:
+        """Takes milliseconds for a name, tenths of a second for a model itself, as that may change at any time."""
+        if isinstance(self.model, MimiModel):
+            return f"weights {_digest_model(self.model)}"
+        if os.path.isabs(self.model):
+            return f"folder {self._digest} {self.dtype}"
+        return f"{self.model} {self.revision} {self.dtype}"
+
+    def __getstate__(self):
+        return {**self.__dict__, "_loaded": None, "_threads": _share_of_threads()}
+
+    def run(self, function: Callable[[MimiModel], Result], rank: int | None = None) -> Result:
+        """`function(model)`, with the model of this process, on the device that belongs to `rank`."""
+        if os.getpid() == _IMPORTED_IN:
+            return self._run(function, rank)
+        # In a forked process GNU OpenMP waits for ever for the threads that its parent had, unless a new thread asks.
+        return _own_thread(os.getpid()).submit(self._run, function, rank).result()
+
+    def _run(self, function, rank):
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        device = self._place(rank)
+        if self._loaded is None or self._loaded[0] != device:
+            self._loaded = device, self._load(device)
+        return function(self._loaded[1])
+
+    def _load(self, device: str) -> MimiModel:
+        if isinstance(self.model, MimiModel):
+            return self.model if str(self.model.device) == device else self.model.to(device)
+        if os.path.isabs(self.model):
+            if _digest_folder(self.model) != self._digest:
+                raise ValueError(f"{self.model} was changed after it was named here. Begin again, with a new object.")
+            return _load(self.model, None, self._digest, self.dtype, device)
+        return _load(self.model, self.revision, None, self.dtype, device)
+
+    def _place(self, rank: int | None) -> str:
+        """The device to use: that of the rank, or where a model is."""
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+            raise TypeError(f"rank={rank!r} must be the number of a process. Call `map` without with_indices.")
+        own = isinstance(self.model, MimiModel)
+        wanted = str(self.model.device) if own else self.device
+        if wanted != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
+            raise RuntimeError(
+                "CUDA was used before this process was forked, and cannot be used in it. Call"
+                " multiprocess.set_start_method('spawn') before `map`, or give device='cpu'."
+            )
+        if wanted is None:
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        if rank is not None and (wanted == "cuda" or (own and wanted.startswith("cuda"))):
+            return f"cuda:{rank % torch.cuda.device_count()}"
+        return wanted
+
+
+def _check_dtype(dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    return name
+
+
+def _read_config(name: str, revision: str | None) -> tuple[MimiConfig, str | None]:
+    """The config of a model, and the commit that `revision` stands for; `None` for a folder."""
+    folder = os.path.isdir(name)
+    try:
+        path = Path(name, "config.json") if folder else Path(cached_file(name, "config.json", revision=revision))
+    except OSError as error:
+        raise OSError(
+            f"The model {name} is neither a folder here nor in the cache, and could not be fetched from the Hub"
+            f" ({error}). Fetch it with `hf download {name}`, or name a folder."
+        ) from error
+    if not path.is_file():
+        raise OSError(f"The folder {name} holds no model: it has no config.json. Name another.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Fetch the model again.") from error
+    if kind != "mimi":
+        raise ValueError(f"The model {name} is of type {kind!r}, not 'mimi'. Name a Mimi model.")
+    commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
+    return MimiConfig.from_dict(content), None if folder else commit
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, revision: str | None, digest: str | None, dtype: str, device: str) -> MimiModel:
+    """One copy per process, whoever asks; `digest` tells apart what a folder holds over time."""
+    return MimiModel.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype)).to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def _own_thread(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="mimi")
+
+
+def _share_of_threads() -> int | None:
+    """The threads of torch for each process of the pool that this is being pickled for; `None` outside of pools."""
+    workers = 0
+    for module in ("multiprocess", "multiprocessing"):
+        if module in sys.modules:
+            children = sys.modules[module].active_children()
+            workers = max(workers, sum("PoolWorker" in child.name for child in children))
+    return max(1, torch.get_num_threads() // workers) if workers else None
+
+
+def _digest_folder(folder: str) -> str:
+    """The hex SHA-256 of the config and the weights in a folder, whatever its name and its dates."""
+    paths = sorted(path for path in Path(folder).iterdir() if path.name == "config.json" or _holds_weights(path.name))
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        content = _digest_file(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith(_WEIGHTS)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_file(path: str, *_status) -> str:
+    """Reads the file (400 MB take tenths of a second) where its status is new to this process."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest_model(model: MimiModel) -> str:
+    """The hex SHA-256 of all that decides what a model does."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Where a corpus is written: a folder here, or a place that fsspec reaches (s3://, hf://, memory:// …).
+
+What is there is whole: a file is written aside and takes its place in one step.
+"""
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# File systems that show a file once its upload is complete, and have no cheap rename. Elsewhere files are uploaded
+# under another name and renamed.
+_SHOW_WHOLE_FILES = {"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
+_ASIDE = ".unfinished"
+
+
+class Output:
+    """A folder of whole files, named by relative posix paths. It can be pickled.
+
+    Args:
+        location: a path, or an URL of fsspec.
+    """
+
+    def __init__(self, location: str):
+        # The place stays the same for workers that start in another folder.
+        self.location = location if "://" in location else os.path.abspath(location)
+        self._connect()
+
+    def _connect(self):
+        import fsspec
+
+        self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        self.is_local = "file" in protocols
+        self._shows_whole_files = bool(_SHOW_WHOLE_FILES.intersection(protocols))
+
+    def __getstate__(self):
+        return {"location": self.location}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._connect()
+
+    def path(self, name: str) -> str:
+        """Where `name` lies, for messages and for readers of local files."""
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file `name`, at this moment."""
+        self._fs.invalidate_cache()
+        return self._fs.exists(self.path(name))
+
+    def names(self, folder: str = "") -> set[str]:
+        """The names of all there is in a folder, at this moment; none where there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def read(self, name: str) -> bytes:
+        """The content of `name`."""
+        return self._fs.cat_file(self.path(name))
+
+    def read_json(self, name: str):
+        """The content of `name`, parsed."""
+        return json.loads(self.read(name))
+
+    def write(self, name: str, content: bytes):
+        """Write `name`; what is there already is replaced."""
+        with self.writing(name) as path:
+            path.write_bytes(content)
+
+    def write_json(self, name: str, content):
+        """Write `content` as JSON, the same bytes for the same content."""
+        self.write(name, (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write to, which becomes `name` at the end; after an error nothing does."""
+        if self.is_local:
+            aside = Path(self._root, _ASIDE, f"{uuid.uuid4().hex[:12]}-{name.rsplit('/', 1)[-1]}")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield aside
+                with open(aside, "rb") as file:  # on the disk before the name is, should the power fail
+                    os.fsync(file.fileno())
+                Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(aside, self.path(name))
+            finally:
+                aside.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, name.rsplit("/", 1)[-1])
+            yield local
+            self._upload(local, name)
+
+    def remove_unfinished(self):
+        """Remove what killed runs left aside. Only when no other process writes here."""
+        self._fs.invalidate_cache()
+        if self._fs.exists(self.path(_ASIDE)):
+            self._fs.rm(self.path(_ASIDE), recursive=True)
+
+    def _upload(self, local: Path, name: str):
+        self._fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
+        if self._shows_whole_files:
+            self._fs.put_file(str(local), self.path(name))
+            return
+        aside = self.path(f"{_ASIDE}/{uuid.uuid4().hex[:12]}-{local.name}")
+        self._fs.makedirs(self.path(_ASIDE), exist_ok=True)
+        self._fs.put_file(str(local), aside)
+        if self._fs.exists(self.path(name)):
+            self._fs.rm_file(self.path(name))
+        self._fs.mv(aside, self.path(name))

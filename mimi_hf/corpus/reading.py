@@ -1,0 +1,176 @@
+"""Reading recordings ahead of the model: threads decode and resample while it computes."""
+
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..audio_io import mix_channels, resample
+from ..audio_stream import AudioBlocks
+from .sources import Example, resolve_audio
+from .sources.base import is_damage
+
+# Recordings that are longer than this, in seconds, are never held whole: they go through the model as a stream.
+LONG = 300.0
+# What can go wrong with one recording, and is no mistake of the program. An OSError may also be a network that is down:
+# `check_damage` tells.
+UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, MemoryError, EOFError)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Recording:
+    """An example with its audio.
+
+    audio: np.ndarray of shape (C, N), float32; `None` where it is long, and where it could not be read.
+    reason: why it could not be read.
+    """
+
+    example: Example
+    audio: np.ndarray | None = None
+    reason: str | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its audio is still to be read, block by block."""
+        return self.audio is None and self.reason is None
+
+
+def open_blocks(example: Example, sampling_rate: int, channels: int, seconds: float) -> AudioBlocks:
+    """The audio of an example in a file, block by block, at a rate and with a number of channels.
+
+    Raises:
+        OSError, ValueError, TypeError: as [`AudioBlocks`].
+    """
+    return AudioBlocks(resolve_audio(example), sampling_rate, channels, seconds, example.start, example.duration)
+
+
+def convert_array(example: Example, sampling_rate: int, channels: int) -> np.ndarray:
+    """The audio of an example that is an array, at a rate and with a number of channels."""
+    from ..feature_extraction_mimi import _read_dictionary
+
+    audio, rate = _read_dictionary(example.audio)
+    if rate is None:
+        raise ValueError("its array has no sampling_rate.")
+    start = round(example.start * rate)
+    stop = None if example.duration is None else start + round(example.duration * rate)
+    return resample(mix_channels(audio[:, start:stop], channels), rate, sampling_rate)
+
+
+def check_finite(block: np.ndarray) -> np.ndarray:
+    """`block`, unless it holds NaN or infinity, which raise ValueError."""
+    if not np.isfinite(block).all():
+        raise ValueError("its samples hold NaN or infinity. Repair it, or leave it out.")
+    return block
+
+
+def read_recording(example: Example, sampling_rate: int, channels: int) -> Recording:
+    """Read one example; whatever is wrong with it becomes its `reason`."""
+    try:
+        if example.error is not None:
+            raise ValueError(example.error)
+        if isinstance(example.audio, dict):
+            audio = check_finite(convert_array(example, sampling_rate, channels))
+        else:
+            with open_blocks(example, sampling_rate, channels, seconds=LONG) as blocks:
+                if blocks.duration is not None and blocks.duration > LONG:
+                    return Recording(example)
+                pieces, held = [np.empty((channels, 0), np.float32)], 0
+                for block in blocks:
+                    pieces.append(check_finite(block))
+                    held += block.shape[1]
+                    if held > LONG * sampling_rate:  # longer than it says
+                        return Recording(example)
+            audio = np.concatenate(pieces, axis=1)
+        if audio.shape[1] == 0:
+            raise ValueError("it is empty: it has no samples.")
+        return Recording(example, audio)
+    except UNREADABLE as error:
+        return Recording(example, reason=describe(check_damage(error)))
+
+
+def check_damage(error: Exception) -> Exception:
+    """`error`, where it is the fault of one recording. A network or a disk that fails is not, and is raised: the shard
+    will be made again."""
+    if isinstance(error, OSError) and not is_damage(error):
+        raise error
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
+    """`map` in order, `threads` at a time, up to `ahead` items before they are asked for."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
+        waiting = deque(pool.submit(function, item) for item in itertools.islice(items, ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+    """`items`, made by a thread that is up to `ahead` of them before the one that is used."""
+    end: Any = object()
+    ready: queue.Queue = queue.Queue(ahead)
+    stopped = threading.Event()
+    failure: list[BaseException] = []
+
+    def put(item) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce():
+        try:
+            for item in items:
+                if not put(item):
+                    return
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            put(end)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def gather(recordings: Iterable[Recording], most_samples: int) -> Iterator[list[Recording]]:
+    """Runs of recordings, in order, that hold about `most_samples` of audio each."""
+    pool: list[Recording] = []
+    held = 0
+    for recording in recordings:
+        pool.append(recording)
+        held += 0 if recording.audio is None else recording.audio.shape[1]
+        if held >= most_samples or len(pool) >= 4096:
+            yield pool
+            pool, held = [], 0
+    if pool:
+        yield pool

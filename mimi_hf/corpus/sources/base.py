@@ -1,0 +1,138 @@
+"""What all sources have in common."""
+
+import numbers
+import os
+import tarfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from .files import is_url, join, open_binary
+
+# What is opened as an audio file, whatever its case.
+AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One recording of a source.
+
+    Attributes:
+        id: unique in the source, and the same in every run and on every machine.
+        audio: a path, the URL of a file, the bytes of an audio file, or `{"array": …, "sampling_rate": …}`;
+            [`resolve_audio`] gives what can be read. `None` where there is an `error`.
+        columns: what else the source says of it; for types see [`Source.schema`].
+        start, duration: the part of the audio that is meant, in seconds; to the end where `duration` is `None`.
+        error: why the source cannot give this example, where it cannot.
+    """
+
+    id: str
+    audio: str | bytes | dict | None
+    columns: dict = field(default_factory=dict)
+    start: float = 0.0
+    duration: float | None = None
+    error: str | None = None
+
+
+class Source(ABC):
+    """Many examples, cut into shards that any process can read by itself.
+
+    A source is small when pickled, so that it can be sent to other processes and machines: what its constructor found
+    out goes along, what lies in attributes that begin with `_` is found out again where it is needed.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """What this source is, for a manifest: values that JSON knows, equal for equal sources."""
+
+    @abstractmethod
+    def shards(self, shard_size: int) -> list[dict]:
+        """Cut the source into shards of about `shard_size` examples, without decoding any audio.
+
+        Returns:
+            Descriptions of shards, made of values that JSON knows. Always the same for the same files.
+        """
+
+    @abstractmethod
+    def read(self, shard: dict) -> Iterator[Example]:
+        """The examples of one shard, always in the same order."""
+
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """The names and types of `Example.columns`, for all shards. No column is called `id`."""
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def resolve_audio(example: Example) -> str | bytes | dict:
+    """The audio of an example as the feature extractor reads it: what lies behind a URL becomes bytes.
+
+    So does a file whose name is not UTF-8, which soundfile cannot open.
+
+    Raises:
+        ValueError: the source could not give this example.
+        OSError: the file cannot be fetched.
+
+    Example:
+
+        >>> resolve_audio(Example("one", "folder/one.wav"))
+        'folder/one.wav'
+    """
+    if example.audio is None:
+        raise ValueError(example.error or f"Example {example.id!r} has no audio.")
+    audio = example.audio
+    if isinstance(audio, str) and (is_url(audio) or printable(audio) != audio):
+        with open_binary(audio) as file:
+            return file.read()
+    return audio
+
+
+def check_shard_size(shard_size: int) -> int:
+    if not isinstance(shard_size, numbers.Integral) or isinstance(shard_size, bool) or shard_size < 1:
+        raise ValueError(f"shard_size={shard_size!r} must be a whole number of examples, at least 1; try 1000.")
+    return int(shard_size)
+
+
+def printable(name: str) -> str:
+    """`name` as text that UTF-8 can hold; a file name may be any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_audio(value, root: str) -> str | bytes | dict:
+    """`Example.audio` of the value of a column; paths are relative to the folder or URL `root`."""
+    if isinstance(value, dict):
+        if value.get("array") is not None:
+            return {"array": np.asarray(value["array"]), "sampling_rate": value.get("sampling_rate")}
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value:
+        return value if is_url(value) or os.path.isabs(value) else join(root, value)
+    if value is None or value == "":
+        raise ValueError("There is no audio: neither bytes nor a path.")
+    raise ValueError(f"The audio is of type {type(value).__name__}, but a path, bytes or a dictionary is needed.")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether `error` tells of bytes that are wrong or absent, and not, for example, of a network that is down.
+
+    Damage is the fault of one example and will be there the next time; all else should stop the work on a shard, so
+    that it can be done again.
+    """
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return True
+    if type(error) is OSError and error.errno is None:  # pyarrow's, for damaged pages
+        return True
+    return isinstance(error, (ValueError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException))
+
+
+# What may be damage, to catch and ask `is_damage`.
+DAMAGE = (ValueError, EOFError, OSError, tarfile.TarError, zlib.error, pa.ArrowException)

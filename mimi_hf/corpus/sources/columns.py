@@ -1,0 +1,149 @@
+"""The columns that a source keeps, and the types of values that come without any."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# Lists and objects that are nested deeper than this are kept as JSON.
+_MOST_NESTED = 8
+
+_SCALARS = {type(None): pa.null(), bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+_INTEGER = pa.int64()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are kept, from names in the source to fields of the result, and the conversion of values."""
+
+    fields: dict[str, pa.Field]
+
+    @classmethod
+    def choose(cls, present: pa.Schema, wanted: list[str] | None, leave_out: Iterable[str | None], location: str):
+        """Those that are `wanted`, or all but `leave_out`.
+
+        `id` belongs to the examples themselves; a column of that name is kept as `source_id`.
+        """
+        if isinstance(wanted, str):
+            raise TypeError(f"columns={wanted!r} must be a list of names, for example [{wanted!r}].")
+        for name in wanted or ():
+            if name not in present.names:
+                raise ValueError(f"There is no column {name!r} in {location!r}. There are: {', '.join(present.names)}.")
+        names = wanted if wanted is not None else [name for name in present.names if name not in set(leave_out)]
+        fields = {}
+        for name in dict.fromkeys(names):
+            kept = name
+            if name == "id":
+                kept = "source_id"
+                while kept in present.names:
+                    kept += "_"
+            fields[name] = pa.field(kept, storable(present.field(name).type))
+        return cls(fields)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(list(self.fields.values()))
+
+    def of(self, row: dict) -> dict:
+        """The kept columns of a row: what is absent becomes `None`."""
+        return {field.name: conform(row.get(name), field.type) for name, field in self.fields.items()}
+
+
+def type_of(value, depth: int = 0) -> pa.DataType:
+    """The type of a value that was read from JSON."""
+    if type(value) in _SCALARS:
+        return _SCALARS[type(value)]
+    if isinstance(value, int):
+        return _INTEGER if -(2**63) <= value < 2**63 else pa.string()
+    if isinstance(value, list) and depth < _MOST_NESTED:
+        item = pa.null()
+        for element in value:
+            item = merge(item, type_of(element, depth + 1))
+        return pa.list_(item)
+    if isinstance(value, dict) and depth < _MOST_NESTED:
+        return pa.struct({name: type_of(element, depth + 1) for name, element in value.items()})
+    return pa.string()
+
+
+def merge(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """The type for values of both types: text (JSON) where there is no other.
+
+    Example:
+
+        >>> merge(pa.int64(), pa.float64()), merge(pa.int64(), pa.bool_())
+        (DataType(double), DataType(string))
+    """
+    if first is second or first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    if {first, second} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(first) and pa.types.is_list(second):
+        return pa.list_(merge(first.value_type, second.value_type))
+    if pa.types.is_struct(first) and pa.types.is_struct(second):
+        types = {field.name: field.type for field in first}
+        for field in second:
+            types[field.name] = merge(types.get(field.name, pa.null()), field.type)
+        return pa.struct(types)
+    return pa.string()
+
+
+def storable(kind: pa.DataType) -> pa.DataType:
+    """`kind` as a parquet file holds it: text in place of empty structs and of columns without any value."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(storable(kind.value_type))
+    if pa.types.is_struct(kind):
+        if not kind.num_fields:
+            return pa.string()
+        return pa.struct({field.name: storable(field.type) for field in kind})
+    return kind
+
+
+def conform(value, kind: pa.DataType):
+    """A value as one that Arrow takes for `kind`, where the types of several values were merged."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if pa.types.is_floating(kind):
+        return float(value)
+    if pa.types.is_list(kind) and isinstance(value, list):
+        return [conform(element, kind.value_type) for element in value]
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return {field.name: conform(value.get(field.name), field.type) for field in kind}
+    return value
+
+
+def unify(schemas: dict[str, pa.Schema], wanted: list[str] | None, location: str) -> pa.Schema:
+    """One schema for all files; refuses types of columns that contradict each other, if they are `wanted`."""
+    types: dict[str, pa.DataType] = {}
+    for file, schema in schemas.items():
+        for field in schema:
+            try:
+                types[field.name] = _promote(types.get(field.name, pa.null()), _decoded(field.type))
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                if wanted is None or field.name in wanted:
+                    raise ValueError(
+                        f"Column {field.name!r} is of type {field.type} in {file!r}, but {types[field.name]} in files"
+                        f" before it in {location!r}. Leave it out by naming the columns to keep, or go file by file."
+                    ) from error
+    return pa.schema(types)
+
+
+def _promote(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """The type that holds values of both; raises where Arrow knows none."""
+    if first == second:
+        return first
+    schemas = [pa.schema({"column": kind}) for kind in (first, second)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, without how a file encodes them."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind

@@ -1,0 +1,205 @@
+"""Parquet files with a column of audio."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage, printable
+from .columns import Columns, unify
+from .files import Files, is_url, open_binary
+
+EXTENSIONS = ("parquet",)
+
+_ROWS_AT_ONCE = 32
+# A row group so many times as large as a shard is cut, although each part reads over those before it.
+_LARGE = 4
+_THREADS = 16
+
+
+class ParquetSource(Source):
+    """A parquet file, a folder of them, or a pattern; an example a row, called `file.parquet:17`.
+
+    The audio is a struct of `bytes` and `path`, as `datasets` writes it, or bytes, or a path, relative to the file. The
+    columns are those of all files; where a file lacks one, its values are `None`.
+    """
+
+    kind = "parquet"
+    read_too: tuple[str, ...] = ()  # columns that are neither audio nor kept
+
+    def __init__(self, files: Files, audio_column: str | None = None, columns: list[str] | None = None):
+        self.files = files
+        schemas = {name: footer.schema for name, footer in self._footers.items() if footer.schema}
+        if not schemas:
+            name, footer = next(iter(self._footers.items()))
+            raise ValueError(f"No parquet file of {files.location!r} can be read. {name}: {footer.error}")
+        if not any(footer.groups or footer.error for footer in self._footers.values()):
+            raise ValueError(f"{files.location!r} has no rows. Give another place.")
+        present = unify(schemas, columns, files.location)
+        self.audio_column = self.choose(present, audio_column, files.location)
+        self.columns = Columns.choose(present, columns, [self.audio_column], files.location)
+
+    def choose(self, present: pa.Schema, wanted: str | None, location: str) -> str:
+        """The column to read."""
+        return choose_audio(present, wanted, location)
+
+    def convert(self, value, root: str):
+        """`Example.audio` of a value of that column."""
+        return as_audio(value, root)
+
+    def identify(self, name: str, row: int, record: dict) -> str:
+        """`Example.id` of a row of a file."""
+        return _identifier(name, row)
+
+    def describe(self) -> dict:
+        columns = list(self.columns.fields)
+        location = self.files.location
+        return {"kind": self.kind, "location": location, "audio_column": self.audio_column, "columns": columns}
+
+    def schema(self) -> pa.Schema:
+        return self.columns.schema
+
+    def shards(self, shard_size: int) -> list[dict]:
+        """As [`Source.shards`]: row groups are kept whole, but those much larger than a shard."""
+        size = check_shard_size(shard_size)
+        shards: list[list] = []
+        room = 0
+        for name, first, stop in self._pieces(size):
+            rows = 1 if stop is None else stop - first
+            if not shards or 2 * room < rows:  # more of it would stand out than fit in
+                shards.append([])
+                room = size
+            parts = shards[-1]
+            if parts and parts[-1][0] == name and parts[-1][2] == first:
+                parts[-1][2] = stop
+            else:
+                parts.append([name, first, stop])
+            room -= rows
+        return [{"parts": parts} for parts in shards]
+
+    def read(self, shard: dict) -> Iterator[Example]:
+        for name, first, stop in shard["parts"]:
+            yield from self._read_part(name, first, stop)
+
+    def _pieces(self, size: int) -> Iterator[tuple[str, int, int | None]]:
+        """Name, first row and the row after the last one, of what is not cut further."""
+        for name, footer in self._footers.items():
+            if footer.error:
+                yield name, 0, None  # will be tried again
+            first = 0
+            for rows in footer.groups:
+                parts = -(-rows // size) if rows > _LARGE * size else 1
+                for part in range(parts):
+                    begin, stop = first + rows * part // parts, first + rows * (part + 1) // parts
+                    if stop > begin:
+                        yield name, begin, stop
+                first += rows
+
+    @cached_property
+    def _footers(self) -> dict[str, "_Footer"]:
+        names = self.files.select(EXTENSIONS)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return dict(zip(names, threads.map(_Footer, map(self.files.path, names)), strict=True))
+
+    def _read_part(self, name: str, first: int, stop: int | None) -> Iterator[Example]:
+        try:
+            with _open(self.files.path(name)) as file:
+                stop = file.metadata.num_rows if stop is None else stop
+                begin = 0
+                for group in range(file.num_row_groups):
+                    end = begin + file.metadata.row_group(group).num_rows
+                    if begin < stop and first < end:
+                        yield from self._read_group(file, group, begin, range(max(first, begin), min(stop, end)), name)
+                    begin = end
+        except DAMAGE as error:
+            if not is_damage(error):
+                raise
+            for row in [None] if stop is None else range(first, stop):
+                yield Example(_identifier(name, row), None, error=f"The parquet file cannot be opened: {error}")
+
+    def _read_group(self, file, group: int, position: int, rows: range, name: str) -> Iterator[Example]:
+        """Some rows of a row group, which begins with row `position`. Where it is damaged, the rows after are lost."""
+        row = rows.start
+        try:
+            columns = [self.audio_column, *self.columns.fields, *self.read_too]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+                skip = min(row - position, len(batch))
+                for record in batch.slice(skip, rows.stop - position - skip).to_pylist():
+                    yield self._example(name, row, record)
+                    row += 1
+                position += len(batch)
+                if row == rows.stop:
+                    return
+        except DAMAGE as error:
+            if not is_damage(error):
+                raise
+            for lost in range(row, rows.stop):
+                yield Example(
+                    _identifier(name, lost), None, error=f"The row group is damaged from row {row} on: {error}"
+                )
+
+    def _example(self, name: str, row: int, record: dict) -> Example:
+        columns: dict = {}
+        try:
+            columns = self.columns.of(record)
+            audio = self.convert(record.get(self.audio_column), self.files.path(name).rpartition("/")[0])
+            return Example(self.identify(name, row, record), audio, columns)
+        except (ValueError, OverflowError) as error:
+            return Example(self.identify(name, row, record), None, columns, error=str(error))
+
+
+class _Footer:
+    """What a file says of itself: the schema and the rows of each row group, or why it does not."""
+
+    def __init__(self, path: str):
+        self.schema: pa.Schema | None = None
+        self.groups: list[int] = []
+        self.error: str | None = None
+        try:
+            with _open(path) as file:
+                self.schema = file.schema_arrow
+                self.groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        except DAMAGE as error:
+            if not is_damage(error):
+                raise
+            self.error = str(error)
+
+
+def choose_audio(present: pa.Schema, wanted: str | None, location: str) -> str:
+    """The column of audio: the one that is wanted, or is called `audio`, or is the only struct of bytes and path."""
+    structs = [field.name for field in present if _is_file(field.type)]
+    if wanted is None:
+        wanted = "audio" if "audio" in present.names or len(structs) != 1 else structs[0]
+    if wanted not in present.names:
+        raise ValueError(
+            f"{location!r} has no column {wanted!r} for the audio; it has {', '.join(present.names)}. Name the right"
+            " one as audio column."
+        )
+    kind = present.field(wanted).type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not (_is_file(kind) or any(is_kind(kind) for is_kind in texts)):
+        raise ValueError(
+            f"Column {wanted!r} of {location!r} is of type {kind}, but audio is a struct of bytes and path, or bytes,"
+            " or a path. Name another column."
+        )
+    return wanted
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    return bool(names & {"bytes", "path"}) or {"array", "sampling_rate"} <= names
+
+
+def _identifier(name: str, row: int | None) -> str:
+    return printable(name) if row is None else f"{printable(name)}:{row}"
+
+
+@contextmanager
+def _open(path: str):
+    # With a buffer, pages are read one by one, and not all of a row group at once.
+    with ExitStack() as stack:
+        source = stack.enter_context(open_binary(path)) if is_url(path) else path
+        yield stack.enter_context(pq.ParquetFile(source, buffer_size=2**20))

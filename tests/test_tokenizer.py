@@ -1,0 +1,462 @@
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import datasets
+import multiprocess
+import numpy as np
+import pytest
+import soundfile
+import torch
+from datasets.fingerprint import Hasher
+from test_readme import fill_cache
+from tiny import FRAME, make_audio, make_model
+
+from mimi_hf import AudioDetokenizer, AudioTokenizer, MimiFeatureExtractor
+from mimi_hf.corpus import model_source
+
+RATE = 24_000
+LENGTHS = [2500, 700, 5000, 24, 1, 3100]
+UNTYPED = datasets.Features({"bytes": datasets.Value("binary"), "path": datasets.Value("string")})
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+
+
+def make_wav(samples, rate=RATE, seed=0, subtype="FLOAT"):
+    file = io.BytesIO()
+    soundfile.write(file, make_audio(samples, seed=seed)[0, 0].numpy(), rate, format="WAV", subtype=subtype)
+    return file.getvalue()
+
+
+def make_dataset(lengths=LENGTHS, **columns):
+    audio = [{"bytes": make_wav(samples, seed=seed), "path": f"{seed}.wav"} for seed, samples in enumerate(lengths)]
+    features = datasets.Features(
+        {"audio": dict(UNTYPED), "text": datasets.Value("string"), "n": datasets.Value("int16")}
+    )
+    rows = {"audio": audio, "text": [f"text {i}" for i in range(len(lengths))], "n": list(range(len(lengths)))}
+    return datasets.Dataset.from_dict({**rows, **columns}, features=features)
+
+
+def encode_alone(model, audio, num_quantizers=3):
+    return model.encode(torch.as_tensor(audio).reshape(1, 1, -1), num_quantizers=num_quantizers).audio_codes[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [encode_alone(model, make_audio(samples, seed=seed)) for seed, samples in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return AudioTokenizer(checkpoint, num_quantizers=3)
+
+
+def assert_tokenized(rows, expected):
+    rows = list(rows)
+    assert len(rows) == len(expected)
+    for row, codes, samples in zip(rows, expected, LENGTHS, strict=False):
+        np.testing.assert_array_equal(np.asarray(row["audio_codes"]), codes)
+        assert row["audio_num_samples"] == samples
+
+
+@pytest.mark.parametrize("batched", [{"batched": True, "batch_size": 4}, {}])
+def test_map_adds_the_codes_of_each_example_alone(tokenizer, expected, batched, tmp_path):
+    dataset = make_dataset()
+    tokenized = dataset.map(tokenizer, **batched)
+    assert_tokenized(tokenized, expected)
+    codes = datasets.List(datasets.List(datasets.Value("uint16")))
+    assert tokenized.features == {
+        **dataset.features,
+        "audio_codes": codes,
+        "audio_num_samples": datasets.Value("int64"),
+    }
+    assert tokenized.features == tokenizer.output_features(dataset.features)
+    assert tokenized.remove_columns(["audio_codes", "audio_num_samples"]).to_dict() == dataset.to_dict()
+    tokenized.to_parquet(tmp_path / "data.parquet")
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "data.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert loaded.features["audio_codes"] == codes
+    assert_tokenized(loaded, expected)
+
+
+@pytest.mark.parametrize("batched", [{"batched": True, "batch_size": 4}, {}])
+def test_iterable_datasets_too(tokenizer, expected, batched):
+    stream = make_dataset().to_iterable_dataset().cast_column("audio", datasets.Audio(decode=False))
+    assert_tokenized(stream.map(tokenizer, **batched), expected)
+    typed = stream.map(tokenizer, **batched, features=tokenizer.output_features(stream.features))
+    assert typed.features["audio_codes"] == datasets.List(datasets.List(datasets.Value("uint16")))
+    assert_tokenized(typed, expected)
+
+
+def test_the_window_of_the_model_does_not_matter(checkpoint, expected):
+    tokenizer = AudioTokenizer(checkpoint, num_quantizers=3, batch_seconds=0.01)
+    assert_tokenized(make_dataset().map(tokenizer, batched=True), expected)
+
+
+def test_any_form_of_column(tokenizer, expected, tmp_path):
+    dataset = make_dataset()
+    files = [tmp_path / f"ä {i}.wav" for i in range(len(dataset))]
+    for path, row in zip(files, dataset, strict=True):
+        path.write_bytes(row["audio"]["bytes"])
+    arrays = [make_audio(samples, seed=seed)[0, 0].numpy() for seed, samples in enumerate(LENGTHS)]
+    decoders = [
+        SimpleNamespace(get_all_samples=lambda a=a: SimpleNamespace(data=torch.tensor(a)[None], sample_rate=RATE))
+        for a in arrays
+    ]
+    plain = {
+        "decoders": decoders,
+        "paths": [str(path) for path in files],
+        "urls": [f"file://{path}" for path in files],
+        "path dictionaries": [{"bytes": None, "path": str(path)} for path in files],
+        "bytes": [row["audio"]["bytes"] for row in dataset],
+        "array dictionaries": [{"array": array, "sampling_rate": RATE} for array in arrays],
+        "arrays": arrays,
+        "lists": [array.tolist() for array in arrays],
+    }
+    for name, values in plain.items():
+        batch = tokenizer({"audio": values})
+        for i, codes in enumerate(expected):
+            np.testing.assert_array_equal(batch["audio_codes"][i], codes, err_msg=name)
+            alone = tokenizer({"audio": values[i]})
+            np.testing.assert_array_equal(alone["audio_codes"], codes, err_msg=name)
+            assert alone["audio_codes"].dtype == np.uint16
+        if name == "decoders":
+            continue
+        mapped = datasets.Dataset.from_dict({"audio": values}).map(tokenizer, batched=True)
+        assert_tokenized(mapped, expected)
+        assert_tokenized(datasets.Dataset.from_dict({"audio": values}).map(tokenizer), expected)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow"])
+def test_formatted_data_sets(tokenizer, model, kind):
+    audio = make_audio(2400, batch=3)[:, 0].numpy()
+    dataset = datasets.Dataset.from_dict({"audio": [{"array": a, "sampling_rate": RATE} for a in audio]})
+    expected = [encode_alone(model, a) for a in audio]
+    if kind == "arrow":
+        with pytest.raises((ValueError, TypeError)):
+            dataset.with_format("arrow").map(tokenizer, batched=True)
+        return
+    for arguments in ({"batched": True}, {}):
+        mapped = dataset.with_format(kind).map(tokenizer, **arguments).with_format(None)
+        for row, codes in zip(mapped, expected, strict=True):
+            np.testing.assert_array_equal(row["audio_codes"], codes)
+
+
+def test_an_audio_column_is_read_from_its_files_at_their_own_rate(tokenizer, model):
+    wav = make_wav(1600, rate=16_000)
+    dataset = datasets.Dataset.from_dict({"audio": [{"bytes": wav, "path": None}]}, datasets.Features(audio=UNTYPED))
+    dataset = dataset.cast_column("audio", datasets.Audio())  # which only torchcodec could decode
+    samples = MimiFeatureExtractor()(wav)["input_values"][0]
+    for batched in (True, False):
+        mapped = dataset.map(tokenizer, batched=batched)
+        assert mapped.features["audio"] == dataset.features["audio"]
+        row = mapped.remove_columns("audio")[0]
+        np.testing.assert_array_equal(row["audio_codes"], encode_alone(model, samples))
+        assert row["audio_num_samples"] == 2400
+
+
+def test_stereo_models_and_arrays_without_a_rate():
+    model = make_model(audio_channels=2)
+    audio = make_audio(480, channels=2)
+    tokenizer = AudioTokenizer(model, sampling_rate=RATE, num_quantizers=2)
+    batch = tokenizer({"audio": [audio[0].numpy(), audio[0, 0].numpy()]})
+    codes = model.encode(audio, num_quantizers=2).audio_codes[0]
+    np.testing.assert_array_equal(batch["audio_codes"][0], codes)
+    half = AudioTokenizer(model, sampling_rate=RATE // 2)({"audio": audio[0, 0].tolist()})
+    assert half["audio_num_samples"] == 960
+    back = AudioDetokenizer(model, audio_format="array")(batch)
+    assert back["audio"][0]["array"].shape == (2, 480)
+
+
+# What goes wrong
+
+
+def test_what_cannot_be_read_raises_or_is_skipped(checkpoint, expected):
+    dataset = make_dataset()
+    audio = list(dataset["audio"])
+    audio[0] = audio[3] = {"bytes": b"no audio", "path": "broken.wav"}
+    audio[1] = None
+    dataset = make_dataset(audio=audio)
+    with pytest.raises(ValueError, match=r"Audio example 0.*Column 'audio', path 'broken.wav'.*on_error='skip'"):
+        dataset.map(AudioTokenizer(checkpoint), batched=True)
+    tokenizer = AudioTokenizer(checkpoint, num_quantizers=3, on_error="skip")
+    # The first batch holds nothing but failures: types stay the same all the same.
+    tokenized = dataset.map(tokenizer, batched=True, batch_size=2)
+    assert tokenized.features == tokenizer.output_features(dataset.features)
+    for i, row in enumerate(tokenized):
+        failed = i in (0, 1, 3)
+        assert bool(row["audio_error"]) is failed
+        assert row["audio_num_samples"] == (0 if failed else LENGTHS[i])
+        np.testing.assert_array_equal(row["audio_codes"], np.empty((3, 0)) if failed else expected[i])
+    assert tokenized["text"] == dataset["text"]
+    detokenizer = AudioDetokenizer(checkpoint, audio_column="back")
+    back = tokenized.map(
+        detokenizer, features=detokenizer.output_features(tokenized.features), batched=True, batch_size=2
+    )
+    assert [row["back"] is None for row in back] == [i in (0, 1, 3) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_quantizers": 7}, ValueError, "num_quantizers=7 .* from 1 to 6"),
+        ({"on_error": "ignore"}, ValueError, "on_error='ignore'"),
+        ({"dtype": "int8"}, ValueError, "float32, bfloat16, float16"),
+        ({"batch_seconds": 0}, ValueError, "batch_seconds=0"),
+        ({"model": 3}, TypeError, "of type int"),
+        ({"model": "kyutai/absent"}, OSError, "hf download kyutai/absent"),
+        ({"model": "{empty}"}, OSError, "holds no model"),
+        ({"model": "{bert}"}, ValueError, "of type 'bert'"),
+    ],
+)
+def test_mistakes_are_explained_at_once(checkpoint, tmp_path, arguments, error, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    places = {"{empty}": tmp_path / "empty", "{bert}": tmp_path / "bert"}
+    arguments = {"model": checkpoint, **arguments}
+    with pytest.raises(error, match=message):
+        AudioTokenizer(**{**arguments, "model": places.get(arguments["model"], arguments["model"])})
+
+
+def test_other_mistakes(tokenizer, checkpoint, model):
+    with pytest.raises(ValueError, match=r"no column 'audio', but 'sound'\. Give audio_column"):
+        tokenizer({"sound": [b""]})
+    with pytest.raises(TypeError, match="rank="):
+        tokenizer({"audio": [make_wav(100)]}, [0])
+    with pytest.raises(ValueError, match="dtype and device cannot be given with a MimiModel"):
+        AudioTokenizer(model, dtype="bfloat16", device="cpu")
+    detokenizer = AudioDetokenizer(checkpoint)
+    for codes, message in (
+        ([[[0, 64]]], "Codes of example 0: .*entries 0 to 63"),
+        ([[[0]], [[0.5]]], "Codes of example 1: it is float64"),
+        ([[[0, 1], [2]]], "Codes of example 0"),
+        ([[[0]] * 7], "Codes of example 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detokenizer({"audio_codes": codes})
+    with pytest.raises(ValueError, match="audio_format='mp3'"):
+        AudioDetokenizer(checkpoint, audio_format="mp3")
+
+
+# The cache of datasets
+
+
+def test_the_hash_tells_what_is_done_and_nothing_else(checkpoint, tmp_path):
+    def hash_of(model=checkpoint, kind=AudioTokenizer, **arguments):
+        return Hasher.hash(kind(model, **arguments))
+
+    same = hash_of()
+    assert hash_of(device="cpu", batch_seconds=3.0, num_quantizers=6, dtype=torch.float32) == same
+    used = AudioTokenizer(checkpoint)
+    used({"audio": [make_wav(100)]})
+    assert Hasher.hash(used) == Hasher.hash(pickle.loads(pickle.dumps(used))) == same
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    assert hash_of(tmp_path / "copy") == same
+    different = [
+        hash_of(num_quantizers=5),
+        hash_of(dtype="bfloat16"),
+        hash_of(audio_column="sound"),
+        hash_of(on_error="skip"),
+        hash_of(sampling_rate=16_000),
+        hash_of(kind=AudioDetokenizer),
+        hash_of(kind=AudioDetokenizer, audio_format="wav"),
+    ]
+    weights = tmp_path / "copy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    different.append(hash_of(tmp_path / "copy"))
+    assert len({same, *different}) == 1 + len(different)
+
+
+def test_a_model_itself_is_hashed_by_its_weights(checkpoint):
+    model = make_model()
+    tokenizer = AudioTokenizer(model)
+    before = Hasher.hash(tokenizer)
+    assert Hasher.hash(AudioTokenizer(make_model())) == before
+    assert Hasher.hash(pickle.loads(pickle.dumps(tokenizer))) == before
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    assert Hasher.hash(tokenizer) != before
+
+
+def test_hashes_in_another_process_and_by_commits_of_the_hub(checkpoint, tmp_path):
+    fill_cache(tmp_path)
+    code = f"""
+import json, pathlib, shutil, mimi_hf
+from datasets.fingerprint import Hasher
+repository = pathlib.Path({str(tmp_path / "hub" / "models--kyutai--mimi")!r})
+first = mimi_hf.AudioTokenizer("kyutai/mimi", num_quantizers=4)
+shutil.copytree(repository / "snapshots" / ("4" * 40), repository / "snapshots" / ("5" * 40))
+(repository / "refs" / "main").write_text("5" * 40)
+second = mimi_hf.AudioTokenizer("kyutai/mimi", num_quantizers=4)
+pinned = mimi_hf.AudioTokenizer("kyutai/mimi", revision="4" * 40, num_quantizers=4)
+first.source.run(lambda model: None)
+folder = mimi_hf.AudioTokenizer({str(checkpoint)!r})
+print(json.dumps([first.source.identity, *map(Hasher.hash, (first, second, pinned, folder))]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "7"},
+    )
+    assert process.returncode == 0, process.stderr
+    identity, first, second, pinned, folder = json.loads(process.stdout)
+    assert identity == f"kyutai/mimi {'4' * 40} float32"
+    assert pinned == first != second
+    assert folder == Hasher.hash(AudioTokenizer(checkpoint))
+
+
+def test_the_second_map_is_found_in_the_cache(checkpoint, tmp_path):
+    make_dataset().to_parquet(tmp_path / "data.parquet")
+    dataset = datasets.Dataset.from_parquet(str(tmp_path / "data.parquet"), cache_dir=str(tmp_path / "cache"))
+    first = dataset.map(AudioTokenizer(checkpoint, num_quantizers=2), batched=True)
+    again = dataset.map(AudioTokenizer(checkpoint, num_quantizers=2, batch_seconds=1.0), batched=True)
+    other = dataset.map(AudioTokenizer(checkpoint, num_quantizers=3), batched=True)
+    assert again.cache_files == first.cache_files
+    assert other.cache_files != first.cache_files
+
+
+def test_a_folder_that_changes_is_noticed(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    tokenizer = AudioTokenizer(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(ValueError, match="was changed after"):
+        tokenizer({"audio": [make_wav(100)]})
+
+
+# Processes
+
+
+def test_pickles_hold_no_weights_and_hash_fast(checkpoint):
+    tokenizer = AudioTokenizer(checkpoint, num_quantizers=3)
+    tokenizer({"audio": [make_wav(100)]})
+    assert len(pickle.dumps(tokenizer)) < 5000
+    Hasher.hash(tokenizer)
+    start = time.perf_counter()
+    Hasher.hash(tokenizer)
+    print(f"hash: {1000 * (time.perf_counter() - start):.1f} ms")
+
+
+def test_the_model_is_loaded_once_per_process(checkpoint, monkeypatch):
+    loads = []
+    load = model_source.MimiModel.from_pretrained
+    monkeypatch.setattr(model_source.MimiModel, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k))
+    model_source._load.cache_clear()
+    tokenizer = AudioTokenizer(checkpoint, num_quantizers=3)
+    for copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), AudioTokenizer(checkpoint)):
+        codes = copy({"audio": [make_wav(100)]})
+        copy({"audio": make_wav(50)})
+    AudioDetokenizer(checkpoint)(codes)
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("by", ["name", "model"])
+def test_processes_agree_with_one(checkpoint, model, expected, by):
+    tokenizer = AudioTokenizer(checkpoint if by == "name" else model, num_quantizers=3)
+    tokenized = make_dataset().map(tokenizer, batched=True, batch_size=2, num_proc=2, with_rank=True)
+    assert_tokenized(tokenized, expected)
+
+
+def test_a_fork_may_lose_busy_threads(tokenizer, expected):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)  # 2 for each process
+    try:
+        torch.randn(600, 600) @ torch.randn(600, 600)  # GNU OpenMP would wait for the threads of this for ever
+        with multiprocess.get_context("fork").Pool(2) as pool:
+            batch = pool.apply_async(tokenizer, ({"audio": make_dataset()["audio"][:]},)).get(timeout=30)
+    finally:
+        torch.set_num_threads(threads)
+    for found, codes in zip(batch["audio_codes"], expected, strict=True):
+        np.testing.assert_array_equal(found, codes)
+
+
+def test_each_process_takes_another_gpu(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    places = [AudioTokenizer(checkpoint).source._place(rank) for rank in (None, 0, 1, 2)]
+    assert places == ["cuda", "cuda:0", "cuda:1", "cuda:0"]
+    for device in ("cpu", "cuda:1"):
+        assert AudioTokenizer(checkpoint, device=device).source._place(0) == device
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert AudioTokenizer(checkpoint, device="cpu").source._place(0) == "cpu"
+    with pytest.raises(RuntimeError, match="set_start_method"):
+        AudioTokenizer(checkpoint).source._place(0)
+
+
+def report_threads(examples, tokenizer):
+    threads = tokenizer.source.run(lambda model: torch.get_num_threads())
+    return {"threads": [threads] * len(examples["n"]), "process": [os.getpid()] * len(examples["n"])}
+
+
+def test_processes_share_the_threads(checkpoint):
+    tokenizer = AudioTokenizer(checkpoint)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        arguments = {"batched": True, "fn_kwargs": {"tokenizer": tokenizer}}
+        reports = make_dataset().map(report_threads, num_proc=3, **arguments)
+        assert set(reports["threads"]) == {2}
+        assert os.getpid() not in reports["process"]
+        assert set(make_dataset().map(report_threads, **arguments)["threads"]) == {6}
+    finally:
+        torch.set_num_threads(threads)
+
+
+# And back
+
+
+@pytest.mark.parametrize("batched", [{"batched": True, "batch_size": 4}, {}])
+@pytest.mark.parametrize("audio_format", ["flac", "wav", "array"])
+def test_back_to_audio(checkpoint, model, tokenizer, expected, batched, audio_format, tmp_path):
+    tokenized = make_dataset().map(tokenizer, batched=True)
+    detokenizer = AudioDetokenizer(checkpoint, audio_column="back", audio_format=audio_format)
+    back = tokenized.map(detokenizer, **batched)
+    assert back.features == detokenizer.output_features(tokenized.features)
+    back.to_parquet(tmp_path / "data.parquet")
+    for row, codes, samples in zip(back, expected, LENGTHS, strict=True):
+        with torch.no_grad():
+            audio = model.decode(torch.tensor(codes, dtype=torch.int64)[None]).audio_values[0, 0, :samples].numpy()
+        found, rate = row["back"].get("array"), row["back"].get("sampling_rate")
+        if audio_format != "array":
+            found, rate = soundfile.read(io.BytesIO(row["back"]["bytes"]), dtype="float32")
+            audio = audio.clip(-1, 1)
+        assert rate == RATE
+        assert len(found) == samples
+        np.testing.assert_allclose(found, audio, atol=1e-5 if audio_format == "array" else 2 / 2**15)
+    if audio_format != "array":
+        playable = back.cast_column("back", datasets.Audio(decode=False))
+        assert playable[0]["back"]["bytes"] == back[0]["back"]["bytes"]
+
+
+def test_codes_of_several_numbers_of_codebooks_and_without_lengths(checkpoint, model):
+    codes = [
+        torch.randint(0, 64, (k, frames), generator=torch.Generator().manual_seed(k))
+        for k, frames in ((2, 5), (4, 3), (2, 7))
+    ]
+    batch = AudioDetokenizer(checkpoint, audio_format="array")({"audio_codes": [c.tolist() for c in codes]})
+    for example, audio in zip(codes, batch["audio"], strict=True):
+        with torch.no_grad():
+            alone = model.decode(example[None]).audio_values[0, 0]
+        assert audio["array"].shape == (example.shape[1] * FRAME,)
+        np.testing.assert_allclose(audio["array"], alone, atol=1e-5)
+
+
+def test_half_precision(checkpoint):
+    tokenizer = AudioTokenizer(checkpoint, dtype="bfloat16")
+    row = tokenizer({"audio": {"array": make_audio(240)[0, 0].numpy(), "sampling_rate": RATE}})
+    assert row["audio_codes"].shape == (6, 10)
+    assert (
+        AudioDetokenizer(checkpoint, dtype="bfloat16", audio_format="array")(row)["audio"]["array"].dtype == np.float32
+    )
