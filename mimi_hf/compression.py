@@ -24,6 +24,7 @@ _LIVE_SECONDS = 1.0  # of a pipe at once, at most: what waits longer is as well 
 # Of frames decoded before the first one that is wanted, in windows of attention. One leaves errors 60 dB below the
 # audio, two leave 100 dB, less than the rounding of 16-bit samples (a seeded model of the published size).
 _CONTEXT_WINDOWS = 2
+_CONTEXT_FRAMES = 8  # besides: what the convolutions reach back
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class DecodeReport:
     duration: seconds of audio written.
     channels, sampling_rate: of the audio.
     num_quantizers: K that were used.
-    complete: False where the source was cut short: its whole blocks were decoded.
+    complete: False where the source was cut short, and the audio ends with its last whole block.
     seconds: that it took.
     """
 
@@ -160,6 +161,8 @@ def encode_file(
                 if progress is not None and blocks.duration:
                     progress(min(1.0, num_samples / (blocks.duration * blocks.sampling_rate)))
             writer.close(num_samples)
+    if progress is not None:
+        progress(1.0)
     duration = num_samples / config.sampling_rate
     size = None if live else os.path.getsize(output)
     bits = header.bits_per_second if size is None else 8 * size / duration
@@ -221,7 +224,7 @@ def decode_file(
         except BitstreamError as error:
             raise BitstreamError(f"{name}: {error}") from error
     facts = (written / config.sampling_rate, channels, config.sampling_rate, num_quantizers)
-    complete = reader.complete or span.complete
+    complete = reader.complete or span.complete or (span.partial and written == span.end - span.begin)
     return DecodeReport(name, _name(output), *facts, complete, time.perf_counter() - begin)
 
 
@@ -291,7 +294,7 @@ class _Span:
 
     begin, end: in samples; `end` is None where it is not known yet.
     first: the frame from which on there is enough context for `begin`.
-    partial: whether it may end before the file does.
+    partial: whether it is to end before the file does.
     complete: whether the end mark of the file was seen.
     """
 
@@ -309,12 +312,14 @@ class _Span:
             facts = reader.scan()
             total, complete = facts.num_samples, facts.complete
             total = facts.num_frames * header.frame_size if total is None else total
-        ends = [] if total is None else [total]
-        if options.duration is not None:
-            ends.append(begin + max(1, round(options.duration * header.sampling_rate)))
-        context = -(-_CONTEXT_WINDOWS * config.sliding_window // config.latent_stride)
+        end, partial = total, options.duration is not None
+        if partial:
+            wanted = begin + max(1, round(options.duration * header.sampling_rate))
+            partial = total is None or wanted <= total
+            end = wanted if partial else total
+        context = _CONTEXT_WINDOWS * config.sliding_window // config.latent_stride + _CONTEXT_FRAMES
         first = max(0, begin // header.frame_size - context)
-        span = cls(begin, min(ends, default=None), first, options.duration is not None, complete)
+        span = cls(begin, end, first, partial, complete)
         if total is not None and begin >= total:
             raise span.missing(name)
         return span

@@ -1,8 +1,8 @@
 """What the commands on corpora share: engines, progress, the end."""
 
 import json
-import os
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -33,6 +33,9 @@ PushOption = Annotated[
 ]
 PrivateOption = Annotated[bool, typer.Option("--private", help="Make that data set private, where it is new.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+EXPLAINED = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,14 @@ def explained(quiet: bool, message: str):
             yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except EXPLAINED as error:
         raise fail(str(error)) from None
 
 
 def do(job, work: Work):
     """Do this process's part of a job, then join all parts, where all are done."""
     from ..corpus import engines
+    from ..corpus.jobs import TOTALS
 
     with explained(work.quiet, "Planning …"):
         parts, part = engines.my_part(work.num_shards, work.shard_index)
@@ -102,14 +106,16 @@ def do(job, work: Work):
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except EXPLAINED as error:
         raise fail(f"{error}\nWhat is done stays; the same command goes on from here.") from None
     with explained(work.quiet, "Joining …"):
-        total = job.finish()
-        if total is not None and parts == 1:
-            job.output.remove_unfinished()
-        url = _push(job, work) if total is not None and work.push_to_hub else None
-    _tell(job, total, url, len(indices), work)
+        # Where all is done, nothing is written again.
+        joined = not indices and job.output.exists(TOTALS)
+        totals = job.output.read_json(TOTALS) if joined else job.finish()
+        if totals is not None:
+            job.output.remove_unfinished(alone=parts == 1)
+        url = _push(job, work) if totals is not None and work.push_to_hub else None
+    _tell(job, totals, url, len(indices), work)
 
 
 def _run(job, indices, work: Work, watch):
@@ -119,12 +125,12 @@ def _run(job, indices, work: Work, watch):
         return
     with watch:
         if work.engine == "ray":
-            engines.run_ray(job, indices, work.ray_actors, address=work.ray_address, watch=watch)
+            engines.run_ray(job, indices, work.ray_actors, address=work.ray_address, device=work.device, watch=watch)
             return
-        device, local_rank = work.device, os.environ.get("LOCAL_RANK")
-        processes = work.num_proc or (1 if local_rank or device else engines.default_processes())
-        if device is None and local_rank:
-            device = _gpu_of_rank(int(local_rank))
+        device, rank = work.device, engines.local_rank()
+        processes = work.num_proc or (1 if rank is not None or device else engines.default_processes())
+        if device is None and rank is not None:
+            device = _gpu_of_rank(rank)
         if min(processes, len(indices)) == 1:
             engines.run_here(job, indices, device, watch)
         else:
@@ -147,9 +153,12 @@ class _progress:  # noqa: N801 (used like a function)
         from ..corpus.engines import Speed
 
         columns = TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
-        self.bar = Progress(*columns, console=Console(stderr=True), disable=work.quiet, transient=True)
+        self.console = Console(stderr=True, quiet=work.quiet)
+        hidden = work.quiet or not self.console.is_terminal  # a log gets a line a minute instead
+        self.bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
         self.task = self.bar.add_task("", total=shards, completed=shards - todo, told="")
-        self.before, self.speed = shards - todo, Speed(todo)
+        self.before, self.shards, self.speed = shards - todo, shards, Speed(todo)
+        self.logged = time.monotonic()
 
     def __enter__(self):
         self.bar.start()
@@ -160,6 +169,9 @@ class _progress:  # noqa: N801 (used like a function)
     def __call__(self, seconds: float, done: int):
         told = self.speed.describe(seconds, done)
         self.bar.update(self.task, completed=self.before + done, told=told)
+        if not self.console.is_terminal and time.monotonic() > self.logged + 60:
+            self.console.print(f"{self.before + done} of {self.shards} shards, {told}", highlight=False)
+            self.logged = time.monotonic()
 
 
 def _push(job, work: Work) -> str:
@@ -178,19 +190,21 @@ def _push(job, work: Work) -> str:
     return str(url)
 
 
-def _tell(job, total, url: str | None, made: int, work: Work):
+def _tell(job, totals: dict | None, url: str | None, made: int, work: Work):
     left = len(job.unfinished())
     facts = {"output": job.output.location, "shards": len(job.shards), "made_now": made, "left": left, "url": url}
-    if total is not None:
-        facts["totals"] = job.totals(total)
+    if totals is not None:
+        facts["totals"] = totals
     if work.json_report:
         json.dump(facts, sys.stdout, indent=1)
         typer.echo()
     elif not work.quiet:
         typer.echo(f"{job.output.location}: {made} shards made, {len(job.shards) - left} of {len(job.shards)} there")
-        for name, value in facts.get("totals", {}).items():
-            if isinstance(value, int | float):
-                typer.echo(f"{name:<10}{value:,}")
+        for name in ("examples", "hours", "frames", "failures"):
+            if name in facts.get("totals", {}):
+                typer.echo(f"{name:<10}{facts['totals'][name]:,}")
+        if facts.get("totals", {}).get("failures"):
+            typer.echo("failures.parquet says why.")
         if url:
             typer.echo(url)
         if left:

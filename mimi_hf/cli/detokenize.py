@@ -26,8 +26,8 @@ def detokenize(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="What `mimi-hf tokenize` made, or other parquet files of codes: a folder, a file, a pattern, s3://…, or"
-            " the id of a data set on the Hub.",
+            help="What `mimi-hf tokenize` made, or other parquet files of codes: a folder, a file, a pattern, s3://…,"
+            " or the id of a data set on the Hub.",
             show_default=False,
         ),
     ],
@@ -98,7 +98,7 @@ def detokenize(
         from ..corpus.output import Output
         from ..corpus.tokenize import ModelChoice
 
-        codes = open_codes(source, codes_column)
+        codes = open_codes(source, codes_column, leave_out=output)
         choice = ModelChoice(model, dtype, revision)
         job = DetokenizeJob(
             codes,

@@ -1,5 +1,6 @@
 """The command `mimi-hf encode`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,8 @@ def encode(
     check_dtype(dtype)
     if not raw and (rate is not None or channels is not None or sample_format != "s16le"):
         raise typer.BadParameter("--rate, --channels and --sample-format describe raw audio: add --raw.")
+    if raw and Path(source).is_dir():
+        raise typer.BadParameter("--raw is for a pipe or one file, but IN is a folder.")
 
     from ..compression import EncodeOptions, encode_file
     from ..pcm import PCM

@@ -138,7 +138,7 @@ def tokenize(
         from ..corpus.tokenize import ModelChoice, TokenizeJob
 
         place = Output(output)
-        examples = open_source(source, kind and kind.value, split, config, audio_column, column)
+        examples = open_source(source, kind and kind.value, split, config, audio_column, column, leave_out=output)
         options = EncodingOptions(num_quantizers, batch_seconds, readers or min(8, max(2, usable_cores())))
         choice = ModelChoice(model, dtype, revision)
         job = TokenizeJob(examples, place, choice, options, shard_size, strict)

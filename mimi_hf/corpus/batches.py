@@ -15,6 +15,11 @@ def default_batch_seconds(model) -> float:
     return BATCH_SECONDS.get(model.device.type, BATCH_SECONDS["cuda"])
 
 
+def check_batch_seconds(batch_seconds: float | None):
+    if batch_seconds is not None and not batch_seconds > 0:
+        raise ValueError(f"batch_seconds={batch_seconds} must be positive: the padded seconds of audio in a batch.")
+
+
 def cut_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
     """Which items go together: sorted by length, the longest first, as many as fit.
 

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.metadata
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,23 +17,23 @@ import pyarrow.parquet as pq
 import torch
 
 from ..audio_stream import write_blocks
-from .batches import decode_all, default_batch_seconds
+from .batches import check_batch_seconds, decode_all, default_batch_seconds
 from .card import detokenized_card
 from .jobs import MANIFEST, Job, Progress
 from .output import Output
-from .reading import LONG, describe
+from .reading import LONG, check_device, describe
 from .sources import Example
 from .sources.columns import Columns
 from .sources.files import Files, is_url, join
 from .sources.hub import HUB_ID
 from .sources.parquet import ParquetSource
-from .tokenize import CODES, ID, SAMPLES, ExampleError, ModelChoice, write_failures
+from .tokenize import CODES, ID, SAMPLES, ExampleError, ModelChoice, weights_digest
 
 FORMATS = ("flac", "wav", "ogg")
 _POOL_BATCHES = 8
 _LONG_PUSH = 250  # frames that the model takes at once of a long example
-_ROWS = 100  # of a row group with audio
-_LONGEST_NAME = 200  # bytes; file systems take 255, and an extension comes after
+_ROWS, _BYTES = 100, 2**26  # the most of a row group with audio, about
+_LONGEST_NAME, _LONGEST_PATH = 200, 600  # bytes; file systems take 255 and 4096 (1024 on macOS)
 
 
 class CodesSource(ParquetSource):
@@ -55,7 +57,7 @@ class CodesSource(ParquetSource):
 
     def identify(self, name: str, row: int, record: dict) -> str:
         """`Example.id` of a row of a file."""
-        return record[ID] if self.has_ids else super().identify(name, row, record)
+        return record[ID] if self.has_ids and record[ID] is not None else super().identify(name, row, record)
 
     def choose(self, present: pa.Schema, wanted: str | None, location: str) -> str:
         """The column to read."""
@@ -75,9 +77,10 @@ class CodesSource(ParquetSource):
 
     def convert(self, value, root: str):
         """The codes of a value."""
-        if not value or len({len(row) for row in value}) != 1:
+        rows = [row or () for row in value or ()]
+        if not any(rows) or len({len(row) for row in rows}) != 1 or any(None in row for row in rows):
             raise ValueError("There are no codes, or its codebooks have different lengths.")
-        return np.asarray(value, np.int64)
+        return np.asarray(rows, np.int64)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -85,7 +88,9 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def open_codes(location: str, codes_column: str | None = None, columns: list[str] | None = None) -> CodesSource:
+def open_codes(
+    location: str, codes_column: str | None = None, columns: list[str] | None = None, leave_out: str | None = None
+) -> CodesSource:
     """Open a corpus of codes.
 
     Args:
@@ -93,12 +98,13 @@ def open_codes(location: str, codes_column: str | None = None, columns: list[str
             data set of the Hub that holds parquet files.
         codes_column: the column with the codes.
         columns: what to keep of the others; all by default.
+        leave_out: a folder that does not count, where it lies in `location`: the one to write to.
 
     Raises:
         FileNotFoundError, ValueError: there is nothing there, or no codes.
     """
     try:
-        files = Files(location)
+        files = Files(location, leave_out)
     except FileNotFoundError:
         if is_url(location) or not HUB_ID.fullmatch(location):
             raise
@@ -156,7 +162,7 @@ class DetokenizeJob(Job):
         ValueError: the corpus was made with other codebooks, or an argument makes no sense.
     """
 
-    decisive = ("task", "dtype", "codebook_digest", "num_quantizers", "kind", "as_parquet")
+    decisive = ("task", "dtype", "codebook_digest", "decoder_digest", "num_quantizers", "kind", "as_parquet", "columns")
 
     def __init__(
         self,
@@ -174,6 +180,7 @@ class DetokenizeJob(Job):
         super().__init__(source, output, shard_size)
         if kind not in FORMATS:
             raise ValueError(f"kind={kind!r} must be one of {', '.join(FORMATS)}.")
+        check_batch_seconds(batch_seconds)
         self.model, self.kind, self.as_parquet, self.strict = model, kind, as_parquet, strict
         self.num_quantizers, self.batch_seconds = num_quantizers, batch_seconds
         loaded = model.load("cpu")
@@ -186,6 +193,7 @@ class DetokenizeJob(Job):
             config.frame_size,
         )
         self.codebook_digest = loaded.codebook_digest
+        self.decoder_digest = weights_digest(loaded, ("encoder.", "encoder_transformer.", "downsample."))
         made_with = self._digest_of_source()
         if made_with not in (None, self.codebook_digest) and not any_model:
             raise ValueError(
@@ -207,10 +215,12 @@ class DetokenizeJob(Job):
             "revision": self.model.revision,
             "dtype": self.model.dtype,
             "codebook_digest": self.codebook_digest,
+            "decoder_digest": self.decoder_digest,
             "num_quantizers": self.num_quantizers,
             "sampling_rate": self.sampling_rate,
             "kind": self.kind,
             "as_parquet": self.as_parquet,
+            "columns": {field.name: str(field.type) for field in self.source.schema()},
             "mimi_hf": importlib.metadata.version("mimi_hf"),
         }
 
@@ -226,7 +236,7 @@ class DetokenizeJob(Job):
             else:
                 for example, path in decoded:
                     with self.output.writing(f"audio/{file_name(example.id)}.{self.kind}") as aside:
-                        aside.write_bytes(path.read_bytes())
+                        shutil.copyfile(path, aside)
                     path.unlink()
         self.output.write_json(self.report_name(index), report.to_dict())
         return report
@@ -276,6 +286,7 @@ class DetokenizeJob(Job):
                 blocks = self._decode_long(model, example.audio) if result is None else [result]
                 samples = self._write(path, blocks, example.columns.get(SAMPLES))
             except (ValueError, TypeError, RuntimeError) as error:
+                check_device(error)
                 yield example, path, 0.0, describe(error)
                 continue
             seconds = samples / self.sampling_rate
@@ -315,13 +326,15 @@ class DetokenizeJob(Job):
         name = f"data/train-{self.shard_name(index)}.parquet"
         with self.output.writing(name) as aside, pq.ParquetWriter(aside, schema) as writer:
             rows: list[dict] = []
+            held = 0
             for example, path in decoded:
                 audio = {"bytes": path.read_bytes(), "path": f"{file_name(example.id)}.{self.kind}"}
                 rows.append({**example.columns, ID: example.id, "audio": audio})
                 path.unlink()
-                if len(rows) == _ROWS:
+                held += len(audio["bytes"])
+                if len(rows) == _ROWS or held >= _BYTES:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
-                    rows = []
+                    rows, held = [], 0
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
     def empty_report(self) -> AudioReport:
@@ -333,10 +346,6 @@ class DetokenizeJob(Job):
             "hours": round(total.seconds / 3600, 6),
             "failures": len(total.failures),
         }
-
-    def write_totals(self, total: AudioReport):
-        write_failures(self.output, total.failures)
-        self.output.write_json("totals.json", self.totals(total))
 
     def write_card(self, total: AudioReport | None):
         numbers = None if total is None else self.totals(total)
@@ -353,17 +362,25 @@ def file_name(identifier: str) -> str:
         >>> file_name("/../a:b")
         '%/%2E%2E/a%3Ab'
     """
-    parts = []
-    for part in identifier.split("/"):
-        # What a file system may forbid or understand otherwise; letters of all languages stay.
-        name = "".join(quote(sign, safe="") if sign in '%:\\*?"<>|' or sign < " " else sign for sign in part)
-        if name in ("", ".", "..") or name.startswith("."):
-            name = name.replace(".", "%2E") or "%"
-        if len(name.encode()) > _LONGEST_NAME:
-            digest = hashlib.sha256(part.encode()).hexdigest()[:16]
-            name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}%{digest}"
-        parts.append(name)
-    return "/".join(parts)
+    *folders, last = identifier.split("/")
+    # A folder a.flac would be in the way of the file of an example called a.
+    marked = [re.sub(rf"\.({'|'.join(FORMATS)})$", r"%2E\1", _escape(folder)) for folder in folders]
+    path = "/".join([*marked, _escape(last)])
+    if len(path.encode()) > _LONGEST_PATH:
+        return f"%{hashlib.sha256(identifier.encode()).hexdigest()}"
+    return path
+
+
+def _escape(part: str) -> str:
+    """A part of an id as the name of a file."""
+    # What a file system may forbid or understand otherwise; letters of all languages stay.
+    name = "".join(quote(sign, safe="") if sign in '%:\\*?"<>|' or sign < " " else sign for sign in part)
+    if name == "" or name.startswith("."):
+        name = name.replace(".", "%2E") or "%"
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(part.encode()).hexdigest()[:16]
+        name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}%{digest}"
+    return name
 
 
 def _with_audio(schema: pa.Schema) -> pa.Schema:

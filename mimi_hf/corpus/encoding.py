@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .batches import code_dtype, default_batch_seconds, encode_all
+from .batches import check_batch_seconds, code_dtype, default_batch_seconds, encode_all
 from .reading import (
     UNREADABLE,
     Recording,
     check_damage,
+    check_device,
     check_finite,
     describe,
     gather,
@@ -53,6 +54,11 @@ class EncodingOptions:
     num_quantizers: int | None = None
     batch_seconds: float | None = None
     readers: int = 2
+
+    def __post_init__(self):
+        check_batch_seconds(self.batch_seconds)
+        if self.readers < 1:
+            raise ValueError(f"readers={self.readers} must be at least 1 thread.")
 
 
 def encode_examples(
@@ -98,6 +104,7 @@ def _encode_short(model, recordings: list[Recording], num_quantizers, batch_seco
         codes = encode_all(model, audio, num_quantizers, batch_seconds)
     except UNREADABLE as error:  # among them: a batch that overflows half precision, or the memory of a GPU
         if len(recordings) == 1:
+            check_device(error)
             return [Encoded(recordings[0].example, reason=describe(error))]
         middle = len(recordings) // 2
         halves = recordings[:middle], recordings[middle:]
@@ -122,6 +129,7 @@ def _encode_long(model, example: Example, num_quantizers, progress) -> Encoded:
                 progress(block.shape[1] / config.sampling_rate)
         pieces.append(stream.flush().audio_codes)
     except UNREADABLE as error:
+        check_device(error)
         progress(-num_samples / config.sampling_rate)
         return Encoded(example, reason=describe(check_damage(error)))
     codes = torch.cat(pieces, dim=2)[0].cpu().numpy().astype(code_dtype(config.codebook_size))

@@ -6,6 +6,8 @@ All of them call `job.run(model, index)`, and none keeps books: a shard is done 
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -38,6 +40,8 @@ def my_part(
 ) -> tuple[int, int]:
     """Of how many parts of the work this process does which: as told, else as torchrun, accelerate or Slurm says.
 
+    Each task of a Slurm array does a part, which its own ranks, of torchrun or srun, share among them.
+
     Returns:
         (number of parts, index of ours); (1, 0) where nothing says otherwise.
 
@@ -52,20 +56,42 @@ def my_part(
     if (num_shards is None) != (shard_index is None):
         raise ValueError("num_shards and shard_index belong together: give both, like 64 and 7, or none.")
     if num_shards is None:
-        get = environment.get
-        if get("RANK") and get("WORLD_SIZE"):
-            num_shards, shard_index = int(get("WORLD_SIZE")), int(get("RANK"))
-        elif get("SLURM_ARRAY_TASK_ID") and get("SLURM_ARRAY_TASK_COUNT"):
-            step = int(get("SLURM_ARRAY_TASK_STEP", "1"))
-            num_shards = int(get("SLURM_ARRAY_TASK_COUNT"))
-            shard_index = (int(get("SLURM_ARRAY_TASK_ID")) - int(get("SLURM_ARRAY_TASK_MIN", "0"))) // step
-        elif get("SLURM_PROCID") and int(get("SLURM_NTASKS", "1")) > 1:
-            num_shards, shard_index = int(get("SLURM_NTASKS")), int(get("SLURM_PROCID"))
-        else:
-            return 1, 0
+        num_shards, shard_index = 1, 0
+        if environment.get("SLURM_ARRAY_TASK_ID") and environment.get("SLURM_ARRAY_TASK_COUNT"):
+            num_shards = _number(environment, "SLURM_ARRAY_TASK_COUNT")
+            position = _number(environment, "SLURM_ARRAY_TASK_ID") - _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
+            shard_index = position // _number(environment, "SLURM_ARRAY_TASK_STEP", 1)
+        ranks, rank = 1, 0
+        if environment.get("RANK") and environment.get("WORLD_SIZE"):
+            ranks, rank = _number(environment, "WORLD_SIZE"), _number(environment, "RANK")
+        elif _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:  # in a step alone; a batch script knows SLURM_NTASKS
+            ranks, rank = _number(environment, "SLURM_STEP_NUM_TASKS"), _number(environment, "SLURM_PROCID")
+        num_shards, shard_index = num_shards * ranks, shard_index * ranks + rank
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"shard_index={shard_index} must be from 0 to num_shards - 1 = {num_shards - 1}.")
     return num_shards, shard_index
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Which of the ranks on this machine this process is; `None` where it is alone."""
+    if environment.get("RANK") and environment.get("LOCAL_RANK"):
+        return _number(environment, "LOCAL_RANK")
+    if environment.get("RANK") or _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        return _number(environment, "SLURM_LOCALID", 0)
+    return None
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = environment.get(name)
+    if value is None and default is not None:
+        return default
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"The environment variable {name} is {value!r}, but must be a whole number. Give the number of parts and"
+            " the index of this one (--num-shards, --shard-index)."
+        ) from None
 
 
 def run_here(job: Job, indices: Sequence[int], device: str | None = None, watch: Watch = lambda *_: None):
@@ -97,27 +123,23 @@ def run_processes(
     todo, deaths = list(indices), 0
     while todo:
         before = len(todo)
-        started = context.Value("i", 0)
-        arguments = (job, device, processes, seconds, started)
+        arguments = (job, device, processes, seconds)
         pool = ProcessPoolExecutor(min(processes, before), context, _start_worker, arguments)
         try:
-            waiting = {pool.submit(_work, index): index for index in todo}
-            while waiting:
-                ended, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    todo.remove(waiting.pop(future)) if future.exception() is None else future.result()
+            for done in _feed_processes(pool, todo, 2 * processes):
+                todo = [index for index in todo if index not in done]
                 watch(sum(seconds), len(indices) - len(todo))
             pool.shutdown()
         except BrokenProcessPool:
+            pool.shutdown(cancel_futures=True)
+            unfinished = set(job.unfinished())
+            todo = [index for index in todo if index in unfinished]
             deaths = deaths + 1 if len(todo) == before else 1
-            if deaths >= _MAX_DEATHS:
+            if todo and deaths >= _MAX_DEATHS:
                 raise RuntimeError(
                     f"Worker processes died {deaths} times without finishing a shard (killed, or out of memory). Use"
-                    " fewer processes (--num-proc) or smaller batches (--batch-seconds); the same command goes on."
+                    " fewer processes (--num-proc) or smaller batches (--batch-seconds)."
                 ) from None
-            pool.shutdown(cancel_futures=True)
-            done = set(todo).difference(job.unfinished())
-            todo = [index for index in todo if index not in done]
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.kill()  # a shard is whole or not there: nothing is lost
@@ -125,22 +147,46 @@ def run_processes(
             raise
 
 
+def _feed_processes(pool: ProcessPoolExecutor, indices: Sequence[int], most: int) -> Iterator[set[int]]:
+    """Have at most so many shards in the pool at once; gives, twice a second, those that were done since."""
+    waiting, running = iter(indices), {}
+    while True:
+        with _uninterrupted():
+            while len(running) < most and (index := next(waiting, None)) is not None:
+                running[pool.submit(_work, index)] = index
+        if not running:
+            return
+        ended = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)[0]
+        for future in ended:
+            future.result()
+        yield {running.pop(future) for future in ended}
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """Processes that start here never see Ctrl-C: it reaches their parent, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(job: Job, device: str | None, processes: int, seconds, started):
+def _start_worker(job: Job, device: str | None, processes: int, seconds):
     """Once in each process: its share of the cores, or its GPU, and the model."""
-    import signal
-    import threading
-
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    with started.get_lock():
-        number, started.value = started.value, started.value + 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, usable_cores() // processes))
     if device is None and torch.cuda.is_available():
+        number = int(multiprocessing.current_process().name.rpartition("-")[2])  # SpawnProcess-1, -2, …
         device = f"cuda:{number % torch.cuda.device_count()}"
     _worker.update(job=job, model=job.load(device), seconds=seconds)
 
@@ -167,6 +213,7 @@ def run_ray(
     gpus_per_actor: float | None = None,
     cpus_per_actor: float | None = None,
     address: str | None = None,
+    device: str | None = None,
     watch: Watch = lambda *_: None,
 ):
     """Do shards as tasks of a pool of Ray actors; those of an actor that dies are done again by its successor.
@@ -175,9 +222,11 @@ def run_ray(
         actors: how many; by default what the cluster holds of the resources of one.
         gpus_per_actor, cpus_per_actor: what each needs: a GPU where the cluster has any, else two cores, by default.
         address: of the cluster, as for `ray.init`; a cluster in reach, else a new one on this machine, by default.
+        device: of each; its GPU, where it has one, by default.
 
     Raises:
         ImportError: Ray is not installed.
+        RuntimeError: actors die again and again.
     """
     try:
         import ray
@@ -188,25 +237,35 @@ def run_ray(
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="warning")
     try:
         resources = ray.cluster_resources()
-        gpus = (1.0 if resources.get("GPU") else 0.0) if gpus_per_actor is None else gpus_per_actor
-        cpus = min(2.0, resources.get("CPU", 1.0)) if cpus_per_actor is None else cpus_per_actor
+        gpus, cpus = gpus_per_actor, cpus_per_actor
+        if gpus is None:
+            gpus = float("GPU" in resources and not (device or "").startswith("cpu"))
+        if cpus is None:
+            cpus = min(2.0, resources.get("CPU", 1.0))
         if actors is None:
             fits = [resources.get(kind, 0) // need for kind, need in (("GPU", gpus), ("CPU", cpus)) if need]
             actors = max(1, int(min(fits, default=1)))
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_MAX_DEATHS)(_RayWorker)
-        pool = [actor.remote(job, max(1, int(cpus))) for _ in range(min(actors, max(1, len(indices))))]
-        _feed(ray, pool, iter(indices), watch)
+        pool = [actor.remote(job, max(1, int(cpus)), device) for _ in range(min(actors, max(1, len(indices))))]
+        _feed_actors(ray, pool, iter(indices), watch)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"Ray gave up ({type(error).__name__}): actors died again and again (killed, or out of memory), or the"
+            " cluster is gone. Use fewer actors (--ray-actors) or smaller batches (--batch-seconds)."
+        ) from error
     finally:
         if ours:
             ray.shutdown()
 
 
 class _RayWorker:
-    def __init__(self, job: Job, threads: int):
+    def __init__(self, job: Job, threads: int, device: str | None):
         import torch
 
         torch.set_num_threads(threads)
-        self.job, self.model = job, job.load(None)
+        self.job, self.model = job, job.load(device)
 
     def run(self, index: int) -> float:
         seconds = []
@@ -214,7 +273,7 @@ class _RayWorker:
         return sum(seconds)
 
 
-def _feed(ray, pool: list, indices: Iterator[int], watch: Watch):
+def _feed_actors(ray, pool: list, indices: Iterator[int], watch: Watch):
     """Give each actor two shards, so that none waits for the next, and another one for each that is done."""
     running = {actor.run.remote(index): actor for actor in pool * 2 if (index := next(indices, None)) is not None}
     seconds, done = 0.0, 0

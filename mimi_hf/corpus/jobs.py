@@ -4,8 +4,8 @@ Under the output lie
 
     manifest.json            what this corpus is made of and with, written first; a rerun must agree with it
     data/…                   what the shards hold
-    shards/00007.json        the report of a shard: it is done when this is there
-    README.md, totals.json   and failures.parquet: written when all shards are done
+    shards/…                 the report of each shard: it is done when this is there
+    README.md, totals.json   and failures.parquet: written when all shards are done, totals.json last
 """
 
 import hashlib
@@ -14,9 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from .output import Output
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-MANIFEST = "manifest.json"
+from .output import Output
+from .reading import map_ahead
+
+MANIFEST, TOTALS = "manifest.json", "totals.json"
 Progress = Callable[[float], None]
 
 
@@ -38,15 +42,28 @@ class Job(ABC):
             raise ValueError(f"shard_size={shard_size} must be at least 1 example.")
         self.source, self.output, self.shard_size = source, output, shard_size
         self._shards: list[dict] | None = None
+        self._plan: str | None = None
 
     def __getstate__(self):
         return {**self.__dict__, "_shards": None}  # each worker plans by itself: a plan may be long
 
     @property
     def shards(self) -> list[dict]:
-        """The plan: what the source calls each shard."""
+        """The plan: what the source calls each shard.
+
+        Raises:
+            ValueError: a worker sees another source than the one that started it.
+        """
         if self._shards is None:
-            self._shards = self.source.shards(self.shard_size)
+            shards = self.source.shards(self.shard_size)
+            text = json.dumps(shards, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            plan = hashlib.sha256(text).hexdigest()
+            if self._plan not in (None, plan):
+                raise ValueError(
+                    "The source has changed since the run began: files came, went, or were renamed, so that shards"
+                    " would mean something else. Put it back as it was, or name a new folder to write to."
+                )
+            self._shards, self._plan = shards, plan
         return self._shards
 
     def shard_name(self, index: int) -> str:
@@ -68,53 +85,77 @@ class Job(ABC):
         Raises:
             ValueError: the output holds something else.
         """
-        plan = json.dumps(self.shards, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        shards = len(self.shards)
         manifest = {
             **self.settings(),
             "source": self.source.describe(),
-            "shards": len(self.shards),
+            "shards": shards,
             "shard_size": self.shard_size,
-            "plan_sha256": hashlib.sha256(plan).hexdigest(),
+            "plan_sha256": self._plan,
         }
-        if not self.output.exists(MANIFEST):
-            present = {name for name in self.output.names() if not name.startswith(".")}
-            if present:
-                raise ValueError(
-                    f"{self.output.location} holds {', '.join(sorted(present)[:5])}, but no {MANIFEST} of a run that"
-                    " could go on. Name a new folder, or an empty one."
-                )
+        if self.output.is_file():
+            raise ValueError(f"{self.output.location} is a file. Name a folder to write to.")
+        present = {name for name in self.output.names() if not name.startswith(".")}
+        # Asked after the listing: another machine may begin at this moment.
+        if self.output.exists(MANIFEST):
+            self._check_same(self.output.read_json(MANIFEST), json.loads(json.dumps(manifest)))
+        elif present:
+            raise ValueError(
+                f"{self.output.location} holds {', '.join(sorted(present)[:5])}, but no {MANIFEST} of a run that"
+                " could go on. Name a new folder, or an empty one."
+            )
+        else:
             self.output.write_json(MANIFEST, manifest)
             self.write_card(None)
-            return
-        present = self.output.read_json(MANIFEST)
-        # Names of models and places may differ between machines; what they stand for may not.
-        decisive = (*self.decisive, "shards", "shard_size", "plan_sha256")
-        different = [key for key in decisive if present.get(key) != manifest[key]]
+
+    def _check_same(self, there: dict, now: dict):
+        """Refuse a manifest that tells of another job. Names of models and places may differ between machines; what
+        they stand for may not."""
+        pairs = [(key, there.get(key), now[key]) for key in (*self.decisive, "shard_size", "shards")]
+        source = there.get("source", {})
+        pairs += [(f"source's {key}", source.get(key), now["source"][key]) for key in now["source"]]
+        different = [
+            f"{key}: {_shorten(old)} there, {_shorten(new)} now"
+            for key, old, new in pairs
+            if old != new and key != "source's location"
+        ]
+        if there.get("plan_sha256") != now["plan_sha256"] and not different:
+            different = ["the source's files or rows are others than they were"]
         if different:
-            told = "; ".join(
-                f"{key}: {_shorten(present.get(key))} there, {_shorten(manifest[key])} now" for key in different
-            )
             raise ValueError(
-                f"{self.output.location} was begun with another source or other settings ({told}). Go on with those,"
-                " or name a new folder."
+                f"{self.output.location} was begun with another source or other settings ({'; '.join(different)})."
+                " Go on with those, or name a new folder."
             )
 
-    def finish(self):
-        """Join the reports, where all shards are done: totals, failures, card.
+    def finish(self) -> dict | None:
+        """Join the reports, where all shards are done: failures, card, totals.
 
         Whoever does it writes the same files, so that several may do it at once.
 
         Returns:
-            The joined report, or `None` where shards are missing.
+            What to tell of the whole, or `None` where shards are missing.
         """
         if self.unfinished():
             return None
         total = self.empty_report()
-        for index in range(len(self.shards)):
-            total.merge(type(total).from_dict(self.output.read_json(self.report_name(index))))
-        self.write_totals(total)
+
+        def read(index: int):
+            return type(total).from_dict(self.output.read_json(self.report_name(index)))
+
+        for report in map_ahead(read, range(len(self.shards)), threads=16, ahead=64):
+            total.merge(report)
+        self.write_failures(total.failures)
         self.write_card(total)
-        return total
+        self.output.write_json(TOTALS, self.totals(total))
+        return self.totals(total)
+
+    def write_failures(self, failures: list[dict]):
+        """Write the table of failures, where there are any."""
+        if failures:
+            names = ("id", "reason")
+            table = pa.table({name: pa.array([row[name] for row in failures], pa.string()) for name in names})
+            with self.output.writing("failures.parquet") as path:
+                pq.write_table(table, path)
 
     # What a job of a kind adds
 
@@ -137,10 +178,6 @@ class Job(ABC):
     @abstractmethod
     def totals(self, total) -> dict:
         """What to tell of a joined report, JSON-able."""
-
-    @abstractmethod
-    def write_totals(self, total):
-        """Write what all reports add up to."""
 
     @abstractmethod
     def write_card(self, total):

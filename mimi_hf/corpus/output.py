@@ -8,12 +8,12 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # File systems that show a file once its upload is complete, and have no cheap rename. Elsewhere files are uploaded
 # under another name and renamed.
-_SHOW_WHOLE_FILES = {"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
+_SHOW_WHOLE_FILES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
 _ASIDE = ".unfinished"
 
 
@@ -53,6 +53,10 @@ class Output:
         self._fs.invalidate_cache()
         return self._fs.exists(self.path(name))
 
+    def is_file(self) -> bool:
+        """Whether there is a file in place of the folder."""
+        return self._fs.isfile(self._root)
+
     def names(self, folder: str = "") -> set[str]:
         """The names of all there is in a folder, at this moment; none where there is no such folder."""
         self._fs.invalidate_cache()
@@ -76,14 +80,14 @@ class Output:
 
     def write_json(self, name: str, content):
         """Write `content` as JSON, the same bytes for the same content."""
-        self.write(name, (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        self.write(name, text.encode("utf-8", "backslashreplace"))  # lone surrogates, of names that are not UTF-8
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local path to write to, which becomes `name` at the end; after an error nothing does."""
         if self.is_local:
-            aside = Path(self._root, _ASIDE, f"{uuid.uuid4().hex[:12]}-{name.rsplit('/', 1)[-1]}")
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            aside = self._local_aside(name)
             try:
                 yield aside
                 with open(aside, "rb") as file:  # on the disk before the name is, should the power fail
@@ -98,20 +102,50 @@ class Output:
             yield local
             self._upload(local, name)
 
-    def remove_unfinished(self):
-        """Remove what killed runs left aside. Only when no other process writes here."""
-        self._fs.invalidate_cache()
-        if self._fs.exists(self.path(_ASIDE)):
-            self._fs.rm(self.path(_ASIDE), recursive=True)
+    def remove_unfinished(self, alone: bool):
+        """Remove what killed runs left aside, when all shards are done.
+
+        Args:
+            alone: nobody else writes here. Otherwise others may be joining the shards at this moment, and what they
+                hold aside for that stays.
+        """
+        folders = self.names(_ASIDE)
+        try:
+            if alone and (folders or self.is_local):
+                self._fs.rm(self.path(_ASIDE), recursive=True)
+                return
+            for folder in folders:
+                if self._fs.isdir(self.path(f"{_ASIDE}/{folder}")):
+                    self._fs.rm(self.path(f"{_ASIDE}/{folder}"), recursive=True)
+            if self.is_local:
+                os.rmdir(self.path(_ASIDE))
+        except OSError:
+            pass  # it is not there, or somebody uses it
+
+    def _aside(self, name: str) -> str:
+        """Another name for `name`: what belongs to shards lies in folders, the rest does not."""
+        folder, _, last = name.rpartition("/")
+        return "/".join(filter(None, (_ASIDE, folder.split("/")[0], f"{uuid.uuid4().hex[:12]}-{last}")))
+
+    def _local_aside(self, name: str) -> Path:
+        """An empty file to write to, whose folder nobody removes."""
+        aside = Path(self.path(self._aside(name)))
+        while True:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                aside.touch(exist_ok=False)
+                return aside
+            except FileNotFoundError:  # another process removed the folder while it was empty
+                continue
 
     def _upload(self, local: Path, name: str):
         self._fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
         if self._shows_whole_files:
             self._fs.put_file(str(local), self.path(name))
             return
-        aside = self.path(f"{_ASIDE}/{uuid.uuid4().hex[:12]}-{local.name}")
-        self._fs.makedirs(self.path(_ASIDE), exist_ok=True)
+        aside = self.path(self._aside(name))
+        self._fs.makedirs(aside.rsplit("/", 1)[0], exist_ok=True)
         self._fs.put_file(str(local), aside)
-        if self._fs.exists(self.path(name)):
-            self._fs.rm_file(self.path(name))
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))  # some do not rename onto a file
         self._fs.mv(aside, self.path(name))

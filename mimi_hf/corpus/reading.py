@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..audio_io import mix_channels, resample
 from ..audio_stream import AudioBlocks
@@ -105,9 +106,16 @@ def check_damage(error: Exception) -> Exception:
     return error
 
 
+def check_device(error: Exception):
+    """Raise `error` where a device failed or is full: no fault of the recording that goes through it alone."""
+    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))):
+        raise error
+
+
 def describe(error: BaseException) -> str:
-    """One line that says what went wrong."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """One line that says what went wrong, as text that UTF-8 can hold."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -40,16 +41,31 @@ class ModelChoice:
         """The model, on a device: the GPU of this process, or the CPU, by default.
 
         Raises:
-            OSError, ValueError: as `from_pretrained`.
+            OSError, ValueError: there is no such model, or it cannot be loaded.
         """
         import torch
+        from safetensors import SafetensorError
+        from transformers import AutoConfig
         from transformers.utils import logging
 
         from ..modeling_mimi import MimiModel
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         logging.disable_progress_bar()
-        model = MimiModel.from_pretrained(self.name, dtype=getattr(torch, self.dtype), revision=self.revision)
+        try:
+            kind = AutoConfig.from_pretrained(self.name, revision=self.revision).model_type
+            if kind != "mimi":
+                raise ValueError(f"it is of type {kind!r}, not 'mimi'. Name a Mimi model.")
+            model = MimiModel.from_pretrained(self.name, dtype=getattr(torch, self.dtype), revision=self.revision)
+        except OSError as error:
+            if os.path.isdir(self.name):
+                raise OSError(f"The model {self.name} cannot be loaded: {error}") from error
+            raise OSError(
+                f"The model {self.name} is neither a folder here nor in the cache, and could not be fetched from the"
+                f" Hub. Online: hf download {self.name}. Offline: copy the folder over, and name it as the model."
+            ) from error
+        except (ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"The model {self.name} cannot be loaded: {error}") from error
         return model.eval().to(device)
 
 
@@ -69,7 +85,7 @@ class TokenizeJob(Job):
         ValueError: a column of the source has a name that the output needs, or K does not fit the model.
     """
 
-    decisive = ("task", "dtype", "codebook_digest", "encoder_digest", "num_quantizers")
+    decisive = ("task", "dtype", "codebook_digest", "encoder_digest", "num_quantizers", "columns")
 
     def __init__(
         self, source, output: Output, model: ModelChoice, options: EncodingOptions, shard_size=1000, strict=False
@@ -88,7 +104,8 @@ class TokenizeJob(Job):
         self.options = replace(options, num_quantizers=quantizers)
         self.codebook_size, self.sampling_rate = loaded.config.codebook_size, loaded.config.sampling_rate
         self.frame_size, self.frame_rate = loaded.config.frame_size, loaded.config.frame_rate
-        self.digests = {"codebook_digest": loaded.codebook_digest, "encoder_digest": encoder_digest(loaded)}
+        encoder = weights_digest(loaded, ("decoder.", "decoder_transformer.", "upsample."))
+        self.digests = {"codebook_digest": loaded.codebook_digest, "encoder_digest": encoder}
 
     def settings(self) -> dict:
         return {
@@ -101,6 +118,7 @@ class TokenizeJob(Job):
             "codebook_size": self.codebook_size,
             "sampling_rate": self.sampling_rate,
             "frame_size": self.frame_size,
+            "columns": {field.name: str(field.type) for field in self.source.schema()},
             "mimi_hf": importlib.metadata.version("mimi_hf"),
         }
 
@@ -141,10 +159,6 @@ class TokenizeJob(Job):
     def empty_report(self) -> ShardReport:
         return ShardReport.empty(self.options.num_quantizers, self.codebook_size)
 
-    def write_totals(self, total: ShardReport):
-        write_failures(self.output, total.failures)
-        self.output.write_json("totals.json", self.totals(total))
-
     def totals(self, total: ShardReport) -> dict:
         return totals(total, self.sampling_rate)
 
@@ -173,22 +187,13 @@ def totals(report: ShardReport, sampling_rate: int) -> dict:
     }
 
 
-def write_failures(output: Output, failures: list[dict]):
-    """The table of failures, where there are any."""
-    if failures:
-        names = ("id", "reason")
-        table = pa.table({name: pa.array([row[name] for row in failures], pa.string()) for name in names})
-        with output.writing("failures.parquet") as path:
-            pq.write_table(table, path)
-
-
-def encoder_digest(model) -> str:
-    """The hex SHA-256 of all that turns audio into latents, in the precision that it is loaded with."""
+def weights_digest(model, leave_out: tuple[str, ...]) -> str:
+    """The hex SHA-256 of the weights, in the precision that they are loaded with, but for some beginnings of names."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(("decoder.", "decoder_transformer.", "upsample.")):
+        if not name.startswith(leave_out):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

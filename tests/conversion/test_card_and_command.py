@@ -6,11 +6,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from huggingface_hub import ModelCard
+from loopback_hub import running_hub
 from originals import CONFIGS, SCRIPT, bits, config_of, original_of
 from safetensors.torch import load_file, save_file
 from typer import Typer
@@ -111,42 +110,10 @@ def test_what_can_be_an_id_of_the_hub(tmp_path, monkeypatch):
         assert not is_folder_or_id(name)
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few answers of the Hub that an upload needs."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        asked = json.loads(body)["files"] if self.path.endswith("preupload/main") else []
-        files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
-        commit = "1" * 40
-        answer = {
-            "/api/repos/create": {"url": f"{self.server.url}/user/name"},
-            "/api/models/user/name/preupload/main": {"files": files},
-            "/api/models/user/name/commit/main": {
-                "commitUrl": f"{self.server.url}/user/name/commit/{commit}",
-                "commitOid": commit,
-            },
-        }.get(self.path, {})
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.requests, server.url = [], f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running_hub() as server:
+        yield server
 
 
 def test_script_uploads_the_verified_folder(tmp_path, source, hub):

@@ -1,5 +1,6 @@
 """What all sources have in common."""
 
+import io
 import numbers
 import os
 import tarfile
@@ -72,13 +73,14 @@ class Source(ABC):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def resolve_audio(example: Example) -> str | bytes | dict:
-    """The audio of an example as the feature extractor reads it: what lies behind a URL becomes bytes.
+def resolve_audio(example: Example) -> str | bytes:
+    """The audio of an example as whatever reads audio takes it: the path or the bytes of a file.
 
-    So does a file whose name is not UTF-8, which soundfile cannot open.
+    What lies behind a URL becomes bytes, and so does a file whose name is not UTF-8, which soundfile cannot open. An
+    array becomes a WAV file of 32-bit floats.
 
     Raises:
-        ValueError: the source could not give this example.
+        ValueError: the source could not give this example, or its array is no audio.
         OSError: the file cannot be fetched.
 
     Example:
@@ -92,7 +94,24 @@ def resolve_audio(example: Example) -> str | bytes | dict:
     if isinstance(audio, str) and (is_url(audio) or printable(audio) != audio):
         with open_binary(audio) as file:
             return file.read()
-    return audio
+    return _wav(**audio) if isinstance(audio, dict) else audio
+
+
+def _wav(array: np.ndarray, sampling_rate: int | None) -> bytes:
+    """A WAV file of audio (N,) or (C, N)."""
+    import soundfile
+
+    if sampling_rate is None or array.dtype.kind != "f" or array.ndim not in (1, 2):
+        raise ValueError(
+            f"An array of {array.dtype}, of shape {array.shape}, with the sampling rate {sampling_rate}: floating point"
+            " in [-1, 1], the shape (samples,) or (channels, samples), and a rate are needed."
+        )
+    file = io.BytesIO()
+    try:
+        soundfile.write(file, array.T.astype(np.float32), round(sampling_rate), format="WAV", subtype="FLOAT")
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"An array of shape {array.shape} at {sampling_rate} Hz is no audio ({error}).") from error
+    return file.getvalue()
 
 
 def check_shard_size(shard_size: int) -> int:

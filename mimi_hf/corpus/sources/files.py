@@ -54,6 +54,7 @@ class Files:
 
     Args:
         location: a path or URL of a file or folder, or a pattern of `*`, `**`, `?`, `[…]`, `{a,b}` and `{00..99}`.
+        leave_out: a folder, path or URL, whose files do not count, where it lies in that one.
 
     Attributes:
         root (str): the folder, absolute, or its URL.
@@ -63,8 +64,9 @@ class Files:
         FileNotFoundError: there is no such file or folder.
     """
 
-    def __init__(self, location: str):
+    def __init__(self, location: str, leave_out: str | None = None):
         self.location = location
+        self.left_out = leave_out and _file_system(leave_out)[1].rstrip("/") + "/"
         file_system, path = _file_system(location)
         self.is_folder = file_system.isdir(path)
         if self.is_folder:
@@ -90,6 +92,8 @@ class Files:
             names = {path[len(prefix) :] for path in file_system.find(root) if not path.endswith("/")}
         else:
             names = set(_walk(root))
+        if self.left_out and self.left_out != prefix and self.left_out.startswith(prefix):
+            names = {name for name in names if not name.startswith(self.left_out[len(prefix) :])}
         visible = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
         return sorted(visible, key=lambda name: name.encode("utf-8", "surrogateescape"))
 
@@ -172,12 +176,14 @@ def _walk(root: str) -> Iterator[str]:
                 name = posixpath.join(folder, entry.name)
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    yield name  # a link to nowhere is an example, too, and will be found to be unreadable
+                elif entry.is_dir():
                     identity = _identity(entry.path)
                     if identity not in ancestors:
                         stack.append((name, (*ancestors, identity)))
-                elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
-                    yield name  # a link to nowhere is an example, too, and will be found to be unreadable
+                elif entry.is_file():
+                    yield name
 
 
 def _identity(folder: str) -> tuple[int, int]:

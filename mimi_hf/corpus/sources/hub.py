@@ -70,9 +70,11 @@ class HubSource(Source):
 
     def read(self, shard: dict) -> Iterator[Example]:
         split, index = shard["split"], shard["file"]
+        # Not inside of `try`: what goes wrong in opening the data set is no damage of one file.
+        stream = _raw(self._streams[split].shard(num_shards=shard["files"], index=index))
         row = 0
         try:
-            for record in _raw(self._streams[split].shard(num_shards=shard["files"], index=index)):
+            for record in stream:
                 yield self._example(f"{split}/{index}:{row}", split, record)
                 row += 1
         except DAMAGE as error:

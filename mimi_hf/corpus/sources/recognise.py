@@ -30,6 +30,7 @@ def open_source(
     audio_column: str | None = None,
     columns: list[str] | None = None,
     revision: str | None = None,
+    leave_out: str | None = None,
 ) -> Source:
     """Open a corpus of recordings.
 
@@ -41,6 +42,7 @@ def open_source(
         split, config, revision: of a data set of the Hub.
         audio_column: the column with the audio; for tars, the extension of the member.
         columns: what to keep of the other columns; all by default.
+        leave_out: a folder that does not count, where it lies in `location`: the one to write to.
 
     Raises:
         FileNotFoundError: there is nothing at `location`.
@@ -55,7 +57,7 @@ def open_source(
     location = os.fsdecode(location).removeprefix("file://")
     if kind not in (None, *KINDS):
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
-    files = None if kind == "hub" or hub.HUB_URL.fullmatch(location) else _find_files(location, kind)
+    files = None if kind == "hub" or hub.HUB_URL.fullmatch(location) else _find_files(location, kind, leave_out)
     if files is None:
         return HubSource(location, split, config, audio_column, columns, revision)
     kind = kind or _recognise(files)
@@ -72,10 +74,10 @@ def open_source(
     )
 
 
-def _find_files(location: str, kind: str | None) -> Files | None:
+def _find_files(location: str, kind: str | None, leave_out: str | None) -> Files | None:
     """What is there; `None` where nothing is, and the location may be the id of a data set of the Hub."""
     try:
-        return Files(location)
+        return Files(location, leave_out)
     except FileNotFoundError:
         may_be_hub = kind is None and hub.HUB_ID.fullmatch(location) and extension(location) not in _KIND_OF
         if may_be_hub and not is_url(location):
