@@ -325,6 +325,20 @@ def test_an_output_inside_of_its_source_works(clips, checkpoint, tmp_path):
     assert again.unfinished() == []
 
 
+@pytest.mark.parametrize("moment", ["names", "exists"])
+def test_another_machine_may_begin_at_any_moment(clips, checkpoint, tmp_path, monkeypatch, moment):
+    ours, other = (make_job(clips, tmp_path / "out", checkpoint) for _ in range(2))
+
+    def look(*arguments):
+        other.begin()
+        return real(*arguments)
+
+    real = getattr(ours.output, moment)
+    monkeypatch.setattr(ours.output, moment, look)
+    ours.begin()
+    assert ours.unfinished() == [0, 1, 2]
+
+
 def test_many_may_begin_and_finish_at_once(clips, checkpoint, tmp_path):
     jobs = [make_job(clips, tmp_path / "out", checkpoint) for _ in range(6)]
     errors = []

@@ -151,28 +151,14 @@ def _feed_processes(pool: ProcessPoolExecutor, indices: Sequence[int], most: int
     """Have at most so many shards in the pool at once; gives, twice a second, those that were done since."""
     waiting, running = iter(indices), {}
     while True:
-        with _uninterrupted():
-            while len(running) < most and (index := next(waiting, None)) is not None:
-                running[pool.submit(_work, index)] = index
+        while len(running) < most and (index := next(waiting, None)) is not None:
+            running[pool.submit(_work, index)] = index
         if not running:
             return
         ended = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)[0]
         for future in ended:
             future.result()
         yield {running.pop(future) for future in ended}
-
-
-@contextlib.contextmanager
-def _uninterrupted():
-    """Processes that start here never see Ctrl-C: it reaches their parent, which ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 _worker: dict[str, Any] = {}
@@ -183,7 +169,7 @@ def _start_worker(job: Job, device: str | None, processes: int, seconds):
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     torch.set_num_threads(max(1, usable_cores() // processes))
     if device is None and torch.cuda.is_available():
         number = int(multiprocessing.current_process().name.rpartition("-")[2])  # SpawnProcess-1, -2, …

@@ -124,7 +124,12 @@ class HubSource(Source):
 def _commit(name: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
-    return HfApi().dataset_info(name, revision=revision).sha
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of the HTTP client, whose errors are of no kind that it shares with others
+        raise OSError(f"the Hub cannot be reached ({error}).") from error
 
 
 def _with_features(stream):
