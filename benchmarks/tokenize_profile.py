@@ -91,6 +91,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
     """Around the parts of the command."""
     import pyarrow.parquet as pq
 
+    from mimi_hf import loading
     from mimi_hf.corpus import encoding, output, sources, tokenize
     from mimi_hf.modeling_mimi import MimiModel
 
@@ -98,7 +99,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
     parts = {
         "planning": [(sources, "open_source"), (job, "begin"), (job, "unfinished")],
         "digests of the model": [(job, "__init__")],
-        "loading the model": [(tokenize.ModelChoice, "load")],
+        "loading the model": [(loading.ModelChoice, "load")],
         "making batches": [(encoding, "encode_all")],
         "the model": [(MimiModel, "encode"), (encoding, "_encode_long")],
         "counting codes": [(encoding.ShardReport, "add")],

@@ -18,7 +18,8 @@ from tiny import make_model
 from mimi_hf.corpus.encoding import EncodingOptions
 from mimi_hf.corpus.output import Output
 from mimi_hf.corpus.sources import open_source
-from mimi_hf.corpus.tokenize import ModelChoice, TokenizeJob
+from mimi_hf.corpus.tokenize import TokenizeJob
+from mimi_hf.loading import ModelChoice
 
 FRAME = 1920
 COMMAND = os.path.join(os.path.dirname(sys.executable), "mimi-hf")

@@ -16,7 +16,8 @@ from mimi_hf.corpus import detokenize
 from mimi_hf.corpus.detokenize import DetokenizeJob, file_name, open_codes
 from mimi_hf.corpus.engines import run_here
 from mimi_hf.corpus.output import Output
-from mimi_hf.corpus.tokenize import ExampleError, ModelChoice
+from mimi_hf.corpus.tokenize import ExampleError
+from mimi_hf.loading import ModelChoice
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mimi_hf.corpus.detokenize import DetokenizeJob, open_codes
 from mimi_hf.corpus.engines import run_here
 from mimi_hf.corpus.output import Output
-from mimi_hf.corpus.tokenize import ModelChoice
+from mimi_hf.loading import ModelChoice
 
 
 class Remote(DirFileSystem):

@@ -8,7 +8,7 @@ from tiny import FRAME, TINY, assert_same_audio, make_audio, make_model
 from transformers import PreTrainedModel
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
-from mimi_hf import MimiConfig, MimiModel
+from mimi_hf import MimiConfig, MimiModel, modeling_mimi
 
 CONFIGS = {
     "published ratios": {"upsampling_ratios": [8, 6, 5, 4], "upsample_groups": 16},
@@ -41,8 +41,12 @@ def test_any_architecture_gives_the_same_whole_and_in_tiles(changes, monkeypatch
     with torch.no_grad():
         whole = model.decode(codes).audio_values
     assert whole.shape == (2, model.config.audio_channels, size * 11)
-    monkeypatch.setattr(MimiModel, "_piece_frames", lambda self, batch: 2)
-    assert torch.equal(model.encode(audio).audio_codes, codes)
+    monkeypatch.setattr(modeling_mimi, "_PIECE_FRAMES", 2)
+    for row_frames in (1, 100):  # rows by themselves, and together
+        monkeypatch.setattr(modeling_mimi, "_ROW_FRAMES", row_frames)
+        assert torch.equal(model.encode(audio).audio_codes, codes)
+        with torch.no_grad():
+            assert_same_audio(model.decode(codes).audio_values, whole)
     monkeypatch.setattr(MimiModel, "_tiles", lambda self, frames, batch: ((i, i + 1) for i in range(frames)))
     assert torch.equal(model.encode(audio).audio_codes, codes)
     with torch.no_grad():

@@ -33,30 +33,12 @@ def check_writable(path: Path, force: bool):
 
 def load_model(name: str, device: str | None, dtype: str):
     """The model, or one message that says how to get it."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig
-    from transformers.utils import logging
+    from ..loading import ModelChoice
 
-    from .. import MimiModel
-
-    logging.disable_progress_bar()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind != "mimi":
-            raise ValueError(f"it is of type {kind!r}, not 'mimi'. Name a Mimi model.")
-        return MimiModel.from_pretrained(name, dtype=getattr(torch, dtype)).to(device)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if Path(name).is_dir() or isinstance(error, ValueError | RuntimeError | SafetensorError):
-            raise fail(f"The model {name} cannot be loaded: {error}") from None
-        raise fail(
-            f"The model {name} is neither a folder here nor in the cache, and could not be fetched from the Hub.\n"
-            f"  Online:   hf download {name}\n"
-            "  Offline:  fetch it on a machine with a network, copy the folder here, and give --model FOLDER\n"
-            "            (or copy that machine's Hugging Face cache and set HF_HOME).\n"
-            "  A file of Kyutai's original format:  mimi-hf convert FILE FOLDER"
-        ) from None
+        return ModelChoice(name, dtype).load(device)
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from None
 
 
 def fail(message: str) -> typer.Exit:

@@ -131,6 +131,12 @@ def _run(job, indices, work: Work, watch):
         processes = work.num_proc or (1 if rank is not None or device else engines.default_processes())
         if device is None and rank is not None:
             device = _gpu_of_rank(rank)
+        if (work.num_proc or 1) > len(indices) and not work.quiet:
+            typer.echo(
+                f"{len(indices)} shards keep no more than {len(indices)} processes busy: a smaller --shard-size, in a"
+                " new folder, makes more of them.",
+                err=True,
+            )
         if min(processes, len(indices)) == 1:
             engines.run_here(job, indices, device, watch)
         else:

@@ -96,7 +96,7 @@ def detokenize(
     with explained(quiet, f"Looking at {source} …"):
         from ..corpus.detokenize import DetokenizeJob, open_codes
         from ..corpus.output import Output
-        from ..corpus.tokenize import ModelChoice
+        from ..loading import ModelChoice
 
         codes = open_codes(source, codes_column, leave_out=output)
         choice = ModelChoice(model, dtype, revision)

@@ -31,7 +31,7 @@ def encode(
         typer.Option("--stereo", help="Keep the channels, each coded by itself: so many times the bits. Else mixed."),
     ] = False,
     entropy: Annotated[
-        bool, typer.Option("--entropy", help="Smaller files, coded more slowly; needs mimi_hf[entropy].")
+        bool, typer.Option("--entropy", help="Smaller files, coded more slowly; needs the extra entropy.")
     ] = False,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="To keep in the file; repeat for more.")

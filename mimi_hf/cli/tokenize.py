@@ -38,7 +38,8 @@ def tokenize(
         typer.Argument(
             metavar="SOURCE",
             help="A folder of audio files, a manifest (.jsonl, .csv, .tsv), parquet files, WebDataset tars, or the id"
-            " of a data set on the Hub. Folders and files may lie on s3:// and the like, too.",
+            " of a data set on the Hub (hf://datasets/user/name@revision for one of its revisions). Folders and files"
+            " may lie on s3:// and the like, too.",
             show_default=False,
         ),
     ],
@@ -135,7 +136,8 @@ def tokenize(
         from ..corpus.engines import usable_cores
         from ..corpus.output import Output
         from ..corpus.sources import open_source
-        from ..corpus.tokenize import ModelChoice, TokenizeJob
+        from ..corpus.tokenize import TokenizeJob
+        from ..loading import ModelChoice
 
         place = Output(output)
         examples = open_source(source, kind and kind.value, split, config, audio_column, column, leave_out=output)

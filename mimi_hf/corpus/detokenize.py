@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..audio_stream import write_blocks
+from ..loading import ModelChoice, weights_digest
 from .batches import check_batch_seconds, decode_all, default_batch_seconds
 from .card import detokenized_card
 from .jobs import MANIFEST, Job, Progress
@@ -27,7 +28,7 @@ from .sources.columns import Columns
 from .sources.files import Files, is_url, join
 from .sources.hub import HUB_ID
 from .sources.parquet import ParquetSource
-from .tokenize import CODES, ID, SAMPLES, ExampleError, ModelChoice, weights_digest
+from .tokenize import CODES, ID, SAMPLES, ExampleError
 
 FORMATS = ("flac", "wav", "ogg")
 _POOL_BATCHES = 8

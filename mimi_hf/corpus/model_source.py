@@ -14,6 +14,7 @@ import torch
 from transformers.utils import cached_file
 
 from ..configuration_mimi import MimiConfig
+from ..loading import weights_digest
 from ..modeling_mimi import MimiModel
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -201,8 +202,5 @@ def _digest_file(path: str, *_status) -> str:
 def _digest_model(model: MimiModel) -> str:
     """The hex SHA-256 of all that decides what a model does."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    described = f"{json.dumps(config, sort_keys=True, default=str)} {weights_digest(model)}"
+    return hashlib.sha256(described.encode()).hexdigest()

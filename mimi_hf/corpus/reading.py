@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..audio_io import mix_channels, resample
 from ..audio_stream import AudioBlocks
 from .sources import Example, resolve_audio
 from .sources.base import is_damage
@@ -54,18 +53,6 @@ def open_blocks(example: Example, sampling_rate: int, channels: int, seconds: fl
     return AudioBlocks(resolve_audio(example), sampling_rate, channels, seconds, example.start, example.duration)
 
 
-def convert_array(example: Example, sampling_rate: int, channels: int) -> np.ndarray:
-    """The audio of an example that is an array, at a rate and with a number of channels."""
-    from ..feature_extraction_mimi import _read_dictionary
-
-    audio, rate = _read_dictionary(example.audio)
-    if rate is None:
-        raise ValueError("its array has no sampling_rate.")
-    start = round(example.start * rate)
-    stop = None if example.duration is None else start + round(example.duration * rate)
-    return resample(mix_channels(audio[:, start:stop], channels), rate, sampling_rate)
-
-
 def check_finite(block: np.ndarray) -> np.ndarray:
     """`block`, unless it holds NaN or infinity, which raise ValueError."""
     if not np.isfinite(block).all():
@@ -76,21 +63,16 @@ def check_finite(block: np.ndarray) -> np.ndarray:
 def read_recording(example: Example, sampling_rate: int, channels: int) -> Recording:
     """Read one example; whatever is wrong with it becomes its `reason`."""
     try:
-        if example.error is not None:
-            raise ValueError(example.error)
-        if isinstance(example.audio, dict):
-            audio = check_finite(convert_array(example, sampling_rate, channels))
-        else:
-            with open_blocks(example, sampling_rate, channels, seconds=LONG) as blocks:
-                if blocks.duration is not None and blocks.duration > LONG:
+        with open_blocks(example, sampling_rate, channels, seconds=LONG) as blocks:
+            if blocks.duration is not None and blocks.duration > LONG:
+                return Recording(example)
+            pieces, held = [np.empty((channels, 0), np.float32)], 0
+            for block in blocks:
+                pieces.append(check_finite(block))
+                held += block.shape[1]
+                if held > LONG * sampling_rate:  # longer than it says
                     return Recording(example)
-                pieces, held = [np.empty((channels, 0), np.float32)], 0
-                for block in blocks:
-                    pieces.append(check_finite(block))
-                    held += block.shape[1]
-                    if held > LONG * sampling_rate:  # longer than it says
-                        return Recording(example)
-            audio = np.concatenate(pieces, axis=1)
+        audio = np.concatenate(pieces, axis=1)
         if audio.shape[1] == 0:
             raise ValueError("it is empty: it has no samples.")
         return Recording(example, audio)

@@ -1,16 +1,15 @@
 """Audio to a data set of codes: the job behind `mimi-hf tokenize`."""
 
-import hashlib
 import importlib.metadata
 import math
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..loading import ModelChoice, weights_digest
 from .batches import code_dtype
 from .card import tokenized_card
 from .encoding import Encoded, EncodingOptions, ShardReport, encode_examples
@@ -24,49 +23,6 @@ _ROWS, _CODES = 1000, 2**24
 
 class ExampleError(ValueError):
     """An example failed, and nothing may (`strict`)."""
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model to load, and how.
-
-    name: a folder, or the id of a model on the Hub.
-    """
-
-    name: str
-    dtype: str = "float32"
-    revision: str | None = None
-
-    def load(self, device: str | None = None):
-        """The model, on a device: the GPU of this process, or the CPU, by default.
-
-        Raises:
-            OSError, ValueError: there is no such model, or it cannot be loaded.
-        """
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoConfig
-        from transformers.utils import logging
-
-        from ..modeling_mimi import MimiModel
-
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        logging.disable_progress_bar()
-        try:
-            kind = AutoConfig.from_pretrained(self.name, revision=self.revision).model_type
-            if kind != "mimi":
-                raise ValueError(f"it is of type {kind!r}, not 'mimi'. Name a Mimi model.")
-            model = MimiModel.from_pretrained(self.name, dtype=getattr(torch, self.dtype), revision=self.revision)
-        except OSError as error:
-            if os.path.isdir(self.name):
-                raise OSError(f"The model {self.name} cannot be loaded: {error}") from error
-            raise OSError(
-                f"The model {self.name} is neither a folder here nor in the cache, and could not be fetched from the"
-                f" Hub. Online: hf download {self.name}. Offline: copy the folder over, and name it as the model."
-            ) from error
-        except (ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"The model {self.name} cannot be loaded: {error}") from error
-        return model.eval().to(device)
 
 
 class TokenizeJob(Job):
@@ -185,18 +141,6 @@ def totals(report: ShardReport, sampling_rate: int) -> dict:
         "bits_of_a_code": math.log2(report.counts.shape[1]),
         "codebooks": codebooks,
     }
-
-
-def weights_digest(model, leave_out: tuple[str, ...]) -> str:
-    """The hex SHA-256 of the weights, in the precision that they are loaded with, but for some beginnings of names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(leave_out):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _row_groups(rows: Iterable[Encoded]) -> Iterator[list[Encoded]]:
