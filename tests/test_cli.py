@@ -116,7 +116,7 @@ def test_a_checkpoint_cut_short_is_explained(recording, tmp_path):
     assert "cannot be loaded" in result.output
 
 
-@pytest.mark.parametrize("command", ["roundtrip", "convert"])
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "tokenize", "detokenize", "roundtrip", "convert"])
 def test_the_installed_command_teaches(command):
     script = os.path.join(os.path.dirname(sys.executable), "mimi-hf")
     overview = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
