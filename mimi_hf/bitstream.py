@@ -12,9 +12,9 @@ Header:
     u8        C, 1 to 255
     u16       K, 1 to 1024
     u32       V, 2 to 2^24
-    u32       sampling rate, samples per second
-    u32       frame size, samples per frame, up to 2^24
-    u64       samples per channel that are real; 2^64 - 1 where that is not known
+    u32       sampling rate, samples per second, not 0
+    u32       frame size, samples per frame, 1 to 2^24
+    u64       samples per channel that are real, at most 2^63; 2^64 - 1 where that is not known
     32 bytes  SHA-256 that names the codebooks; zeros where that is not known
     u16       bytes of metadata
     ...       metadata: a JSON object in UTF-8, no longer than that; keys are unique, numbers finite, at most 32 deep

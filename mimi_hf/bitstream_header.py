@@ -84,7 +84,10 @@ class Header:
                 f"{self.num_quantizers} codebooks of {self.codebook_size} entries are too many for entropy coding: it"
                 f' takes {MAX_CODEBOOKS} codebooks, and {MAX_ENTRIES} entries in all. Use coding="packed".'
             )
-        object.__setattr__(self, "metadata", _parse_metadata(_dump_metadata(self.metadata)))
+        data = _dump_metadata(self.metadata)
+        if not isinstance(self.metadata, _Metadata):
+            _check_length(data)
+        object.__setattr__(self, "metadata", _parse_metadata(data))
 
     @property
     def frame_rate(self) -> float:
@@ -112,6 +115,13 @@ class Header:
         return min(MAX_BLOCK_FRAMES, MAX_BLOCK_CODES // (self.channels * self.num_quantizers))
 
 
+class _Metadata(dict):
+    """Metadata that a file holds, or could hold when it was checked.
+
+    What was read may be longer when it is written again: 1e5 becomes 100000.0.
+    """
+
+
 class CutError(Exception):
     """The file ended before what was to be read."""
 
@@ -119,6 +129,7 @@ class CutError(Exception):
 def header_bytes(header) -> bytes:
     """A header as it is written, without its checksum."""
     metadata = _dump_metadata(header.metadata)
+    _check_length(metadata)
     fixed = _FIXED.pack(
         MAGIC,
         VERSION,
@@ -189,15 +200,17 @@ def _dump_metadata(metadata) -> bytes:
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata={metadata!r} must be a dict.")
     try:
-        data = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"metadata must be what JSON can hold: {error}.") from error
+
+
+def _check_length(data):
     if len(data) > _MAX_METADATA:
         raise ValueError(f"metadata takes {len(data)} bytes as JSON, but may take {_MAX_METADATA}. Shorten it.")
-    return data
 
 
-def _parse_metadata(data) -> dict:
+def _parse_metadata(data) -> _Metadata:
     """Strict: what other languages could read in another way, or could not read, is refused."""
     try:
         text = data.decode()
@@ -211,7 +224,7 @@ def _parse_metadata(data) -> dict:
         raise ValueError(f"metadata cannot be read: {error}.") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be a JSON object, not {type(metadata).__name__}.")
-    return metadata
+    return _Metadata(metadata)
 
 
 def _unique(pairs) -> dict:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, FeatureExtractionPipeline, Pipeline
 
 from .audio_io import check_rate, to_numpy
 from .corpus.batches import cut_batches, decode_all, default_batch_seconds
+from .corpus.remote import fetch
 from .feature_extraction_mimi import MimiFeatureExtractor
 from .modeling_mimi import MimiModel
 
@@ -346,7 +347,7 @@ def _is_stream(inputs) -> bool:
 def _plain_audio(value):
     """Audio as the feature extractor takes it, of what pipelines take beyond that."""
     if isinstance(value, str):
-        return _fetch(value) if "://" in value and not os.path.exists(value) else value
+        return fetch(value)
     if not isinstance(value, Mapping):
         return value
     if any(value.get(key) is not None for key in ("array", "bytes")):
@@ -360,19 +361,6 @@ def _plain_audio(value):
         if audio is not None:
             return _plain_audio(audio)
     return value
-
-
-def _fetch(url: str) -> bytes:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-        return system.cat_file(path)
-    except Exception as error:  # every protocol has errors of its own
-        raise ValueError(
-            f"{url} cannot be fetched ({type(error).__name__}: {error}). Check the address and the network, or fetch it"
-            " by other means and pass the file."
-        ) from error
 
 
 __all__ = ["AudioDetokenizationPipeline", "AudioFeatureExtractionPipeline", "AudioTokenizationPipeline"]

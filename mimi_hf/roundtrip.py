@@ -1,14 +1,15 @@
-"""A file through the codec and back: what the codec does to a recording, and how fast."""
+"""A file through the codec and back, in constant memory: what the codec does to a recording, and how fast."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .audio_io import read_audio, write_audio
+from .audio_stream import AudioBlocks, write_blocks
 
-CHUNK_FRAMES = 240  # per step of the progress: 19 s
+CHUNK_FRAMES = 240  # at once: 19 s
 
 
 @dataclass(frozen=True)
@@ -41,32 +42,50 @@ def roundtrip(model, source, output, num_quantizers=None, progress=None) -> Roun
         progress: called with the part done, from 0 to 1.
 
     Raises:
-        FileNotFoundError, ValueError: as [`mimi_hf.audio_io.read_audio`] and [`mimi_hf.audio_io.write_audio`].
+        FileNotFoundError, ValueError: as [`mimi_hf.audio_io.read_audio`] and [`mimi_hf.audio_io.write_audio`]; for
+            audio that is not finite.
     """
     config = model.config
-    samples, rate = read_audio(source, config.sampling_rate, config.audio_channels)
-    audio = torch.from_numpy(samples)[None]
-    step = CHUNK_FRAMES * config.frame_size
+    rate, channels = config.sampling_rate, config.audio_channels
     encoder, decoder = model.encoder_stream(num_quantizers=num_quantizers), model.decoder_stream()
-    decoded, frames, seconds = torch.empty(audio.shape), 0, [0.0, 0.0]
-    for start in range(0, audio.shape[2], step):
-        chunk = audio[..., start : start + step]
-        begin = time.perf_counter()
-        codes = encoder.push(chunk)
-        if start + step >= audio.shape[2]:
-            codes = torch.cat([codes, encoder.flush().audio_codes], dim=2)
-        _wait(model.device)
-        middle = time.perf_counter()
-        piece = decoder.push(codes).cpu()
-        seconds[0] += middle - begin
-        seconds[1] += time.perf_counter() - middle
-        decoded[..., start : start + step] = piece[..., : chunk.shape[2]]
-        frames += codes.shape[2]
-        if progress is not None:
-            progress(min(1.0, (start + step) / audio.shape[2]))
-    write_audio(output, decoded[0], rate)
-    bits = codes.shape[1] * model.bits_per_codebook * config.frame_rate
-    return RoundtripReport(Path(output), audio.shape[2] / rate, frames, codes.shape[1], bits, *seconds)
+    num_samples, written, frames, seconds = 0, 0, 0, [0.0, 0.0]
+    with (
+        AudioBlocks(source, rate, channels, CHUNK_FRAMES / config.frame_rate) as blocks,
+        write_blocks(output, rate, channels, blocks.num_samples) as write,
+    ):
+        for chunk in _chunks(blocks, source):
+            begin = time.perf_counter()
+            codes = encoder.flush().audio_codes if chunk is None else encoder.push(chunk)
+            _wait(model.device)
+            middle = time.perf_counter()
+            audio = decoder.push(codes)[0].float().cpu().numpy()  # (C, n)
+            seconds[0] += middle - begin
+            seconds[1] += time.perf_counter() - middle
+            num_samples += 0 if chunk is None else chunk.shape[2]
+            frames += codes.shape[2]
+            write(audio[:, : num_samples - written])  # the last frame is filled up
+            written += min(audio.shape[1], num_samples - written)
+            if progress is not None and blocks.duration:
+                progress(min(1.0, written / (blocks.duration * rate)))
+    if progress is not None:
+        progress(1.0)
+    bits = encoder.num_quantizers * model.bits_per_codebook * config.frame_rate
+    return RoundtripReport(Path(output), num_samples / rate, frames, encoder.num_quantizers, bits, *seconds)
+
+
+def _chunks(blocks: AudioBlocks, source) -> Iterator[torch.Tensor | None]:
+    """The audio, Tensor, shape = (1, C, n), and None at its end."""
+    num_samples = 0
+    for block in blocks:
+        chunk = torch.from_numpy(block)[None]
+        if not torch.isfinite(chunk).all():
+            where = num_samples / blocks.sampling_rate
+            raise ValueError(f"{source} holds NaN or infinity, near {where:.2f} s. Repair it.")
+        num_samples += chunk.shape[2]
+        yield chunk
+    if not num_samples:
+        raise ValueError(f"{source} is too short: nothing is left of it at {blocks.sampling_rate} Hz. Leave it out.")
+    yield None
 
 
 def _wait(device: torch.device):

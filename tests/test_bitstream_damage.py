@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from described_bitstream import CODINGS, DIGEST, HEADER, make_codes, read, to_bytes
 
-from mimi_hf.bitstream import BitstreamError, BitstreamReader, Header
+from mimi_hf.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, Header, read_mimi
 
 pytest.importorskip("constriction", reason="the extra `entropy` is not installed")
 
@@ -131,6 +131,17 @@ def raw_header(metadata=b"{}", coding=0, channels=1, num_quantizers=1, size=256,
 def test_hostile_headers_are_refused(changes, message):
     with pytest.raises(BitstreamError, match=message):
         BitstreamReader(io.BytesIO(raw_header(**changes)))
+
+
+def test_metadata_is_as_long_as_the_file_says(tmp_path):
+    data = b'{"a":[' + b"1e15," * 13_000 + b"0]}"  # 1e15 would be written as 1000000000000000.0
+    (tmp_path / "x.mimi").write_bytes(raw_header(metadata=data))
+    header, codes = read_mimi(tmp_path / "x.mimi")
+    assert header.metadata == {"a": [1e15] * 13_000 + [0]}
+    assert codes.shape == (1, 1, 0)
+    for write in (lambda: BitstreamWriter(io.BytesIO(), header), lambda: Header(1, 4, metadata=dict(header.metadata))):
+        with pytest.raises(ValueError, match="Shorten"):
+            write()
 
 
 def test_metadata_may_hold_any_text():

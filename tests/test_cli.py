@@ -1,7 +1,11 @@
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from tiny import make_model
 from typer.testing import CliRunner
 
 from mimi_hf.cli import app
+from mimi_hf.loading import ModelChoice
 from mimi_hf.roundtrip import roundtrip
 
 
@@ -45,9 +50,33 @@ def test_roundtrip_writes_and_reports(recording, checkpoint, tmp_path):
         assert fact in result.output
 
 
-def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path):
+def test_roundtrip_as_json(recording, checkpoint, tmp_path):
+    output = tmp_path / "back.wav"
+    result = run("roundtrip", recording, output, "--model", checkpoint, "-k", 3, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["output"], report["duration"]) == (str(output), 0.5)
+    assert (report["frames"], report["num_quantizers"], report["bits_per_second"]) == (500, 3, 18_000)
+    assert report["encode_seconds"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_roundtrip_that_is_stopped_leaves_nothing(recording, checkpoint, tmp_path, monkeypatch, number):
+    def stopped(model, source, output, num_quantizers, progress):
+        return roundtrip(model, source, output, num_quantizers, lambda part: os.kill(os.getpid(), number))
+
+    monkeypatch.setattr("mimi_hf.roundtrip.roundtrip", stopped)
+    before = list(tmp_path.iterdir())
+    result = run("roundtrip", recording, tmp_path / "back.wav", "--model", checkpoint)
+    assert result.exit_code == 128 + number
+    assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("chunk_frames", [240, 7])
+def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path, monkeypatch, chunk_frames):
     from mimi_hf import MimiFeatureExtractor
 
+    monkeypatch.setattr("mimi_hf.roundtrip.CHUNK_FRAMES", chunk_frames)
     model = make_model()
     done = []
     report = roundtrip(model, recording, tmp_path / "back.wav", num_quantizers=4, progress=done.append)
@@ -59,6 +88,35 @@ def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path):
     assert report.frames == expected.audio_codes.shape[2]
     assert done == sorted(done)
     assert done[-1] == 1
+    assert len(audio) == 12_000
+
+
+def test_a_roundtrip_never_holds_it_all(tmp_path):
+    model, samples = make_model(), 240_001
+    peaks = []
+    for length in (24_000, samples):  # the first to import what it takes
+        soundfile.write(tmp_path / "long.wav", np.sin(np.arange(length)) * 0.3, 24_000)
+        tracemalloc.start()
+        report = roundtrip(model, tmp_path / "long.wav", tmp_path / "back.wav", num_quantizers=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert soundfile.info(tmp_path / "back.wav").frames == samples
+    assert report.frames == -(-samples // 24)
+    assert peaks[1] < samples * 4 / 2  # bytes, of numpy and Python
+
+
+def test_a_recording_of_which_nothing_is_left_is_explained(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(1), 192_000)
+    with pytest.raises(ValueError, match="too short"):
+        roundtrip(make_model(), tmp_path / "x.wav", tmp_path / "y.wav")
+    assert not (tmp_path / "y.wav").exists()
+
+
+def test_a_dtype_is_checked_where_models_are_named():
+    assert ModelChoice("x", torch.bfloat16) == ModelChoice(Path("x"), "bfloat16")
+    for dtype in ("foo", "int8", None):
+        with pytest.raises(ValueError, match="must be float32, bfloat16 or float16"):
+            ModelChoice("x", dtype)
 
 
 @pytest.mark.parametrize(

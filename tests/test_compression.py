@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from mimi_hf.audio_io import read_audio
 from mimi_hf.bitstream import BitstreamError, BitstreamReader, Header, read_mimi, write_mimi
-from mimi_hf.cli import app
-from mimi_hf.cli.batch import mirror
+from mimi_hf.cli import app, batch
+from mimi_hf.cli.batch import FileTask, mirror
 from mimi_hf.compression import DecodeOptions, EncodeOptions, decode_file, encode_file
 from mimi_hf.pcm import PCM
 
@@ -400,9 +400,9 @@ def test_a_folder_is_mirrored_and_a_rerun_goes_on(codec, folder, tmp_path):
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert {os.path.relpath(file["output"], output) for file in report["files"]} == {
-        "a.mimi",
-        "b/c d.mimi",
-        "b/ü/e.mimi",
+        "a.wav.mimi",
+        "b/c d.flac.mimi",
+        "b/ü/e.ogg.mimi",
         "b/same.wav.mimi",
         "b/same.mp3.mimi",
     }
@@ -411,19 +411,20 @@ def test_a_folder_is_mirrored_and_a_rerun_goes_on(codec, folder, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     assert len(files) == 5
 
-    (output / "a.mimi").unlink()
+    (output / "a.wav.mimi").unlink()
     (source / "empty.wav").unlink()
     (source / "b" / "broken.wav").unlink()
     result = run("encode", source, output, "-m", folder)
     assert result.exit_code == 0, result.output
     assert "1 done" in result.output
     assert "4 were there already, 0 failed" in result.output
-    same = {path: path.stat().st_mtime_ns for path in files if path.name != "a.mimi"}
-    assert same == {path: time for path, time in files.items() if path.name != "a.mimi"}
+    same = {path: path.stat().st_mtime_ns for path in files if path.name != "a.wav.mimi"}
+    assert same == {path: time for path, time in files.items() if path.name != "a.wav.mimi"}
     assert "0 done" in run("encode", source, output, "-m", folder).output
 
     assert run("decode", output, tmp_path / "back", "-m", folder, "--format", "flac").exit_code == 0
     assert soundfile.info(tmp_path / "back" / "b" / "same.mp3.flac").frames == 9000
+    assert (tmp_path / "back" / "b" / "c d.flac").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -489,7 +490,7 @@ def test_one_file_through_the_commands(recording, folder, tmp_path):
     result = run("encode", recording, tmp_path, *arguments)  # into a folder, under its own name
     assert result.exit_code == 0, result.output
     assert "kbps" in result.output
-    path = recording.with_suffix(".mimi")
+    path = recording.with_name(recording.name + ".mimi")
     assert read_mimi(path)[0].metadata["a"] == "b=c"
     facts = json.loads(run("info", path, "--json", "--check").stdout)
     assert (facts["num_quantizers"], facts["complete"], facts["metadata"]["who"]) == (6, True, "me")
@@ -501,13 +502,61 @@ def test_one_file_through_the_commands(recording, folder, tmp_path):
     assert json.loads(result.stdout)["files"][0]["output"] == str(path)
 
 
-def test_names_do_not_clash(tmp_path):
-    for name in ("a.wav", "a.flac", "b.c.wav", "b.wav", ".x.wav", "d/a.wav"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    pairs = mirror(tmp_path, tmp_path / "out", {".wav", ".flac"}, ".mimi")
-    names = [str(output.relative_to(tmp_path / "out")) for _, output in pairs]
-    assert sorted(names) == ["a.flac.mimi", "a.wav.mimi", "b.c.mimi", "b.mimi", "d/a.mimi"]
+def names_in(folder, names, extensions, extension):
+    """What each becomes, in a folder of these."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    pairs = mirror(folder, folder / "out", extensions, extension)
+    return {str(path.relative_to(folder)): str(output.relative_to(folder / "out")) for path, output in pairs}
+
+
+def test_names_do_not_clash_and_come_back(tmp_path):
+    names = ["a.mp3", "a.wav", "a.wav.flac", "a.wav.wav", "b.c.wav", "d/a.wav"]
+    coded = names_in(tmp_path / "in", [*names, ".x.wav", "notes.txt"], batch.AUDIO, ".mimi")
+    assert coded == {name: f"{name}.mimi" for name in names}
+    for name in names:  # whatever lies beside it
+        assert names_in(tmp_path / "alone" / name, [name], batch.AUDIO, ".mimi") == {name: coded[name]}
+    back = names_in(tmp_path / "coded", coded.values(), {".mimi"}, ".wav")
+    assert list(back.values()) == ["a.mp3.wav", "a.wav.flac.wav", "a.wav", "a.wav.wav", "b.c.wav", "d/a.wav"]
+    (tmp_path / "coded" / "a.mimi").touch()
+    with pytest.raises(ValueError, match=r"a\.mimi and .*a\.wav\.mimi would both become .*out/a\.wav\. Rename"):
+        mirror(tmp_path / "coded", tmp_path / "out", {".mimi"}, ".wav")
+
+
+def copy_or_die(_model, source, output, _options, digest):
+    """In the place of `encode_file`: some recordings take all the memory there is."""
+    if "bad" in source.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    output.write_bytes(source.read_bytes())
+    return digest
+
+
+def run_copies(folder, tmp_path, names):
+    """{name: reason} of the recordings that failed; the others were copied."""
+    pairs = [(tmp_path / name, tmp_path / "out" / name) for name in names]
+    for source, _ in pairs:
+        source.write_text(source.name)
+    task = FileTask(copy_or_die, None, str(folder), "cpu", "float32", "digest")
+    outcomes = list(batch.run(task, None, pairs, 2))
+    assert sorted(source for source, _, _ in outcomes) == sorted(source for source, _ in pairs)  # each of them once
+    for source, report, reason in outcomes:
+        assert report == ("digest" if reason is None else None)
+        assert reason is not None or (tmp_path / "out" / source.name).read_text() == source.name
+    return {source.name: reason for source, _, reason in outcomes if reason is not None}
+
+
+def test_a_process_that_dies_takes_no_other_file_along(folder, tmp_path):
+    failed = run_copies(folder, tmp_path, ["a bad", "b", "c"])
+    assert list(failed) == ["a bad"]
+    assert "nothing else ran beside it" in failed["a bad"]
+
+
+def test_processes_that_always_die_end_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "_MAX_DEATHS", 1)
+    failed = run_copies(folder, tmp_path, [f"{i} bad" for i in range(5)])
+    assert len(failed) == 5
+    assert all("fewer --jobs" in reason for reason in failed.values())
 
 
 def test_raw_audio_of_any_kind(codec):

@@ -16,7 +16,7 @@ import torch
 from corpora import contents, encode_alone, make_job, rows_of, save_model, write_clips
 from tiny import make_model
 
-from mimi_hf.corpus import encoding, reading
+from mimi_hf.corpus import encoding, engines, reading
 from mimi_hf.corpus.engines import my_part, run_here
 from mimi_hf.corpus.output import Output
 from mimi_hf.corpus.tokenize import ExampleError
@@ -214,6 +214,7 @@ def test_what_is_no_fault_of_a_recording_stops_the_shard(clips, checkpoint, tmp_
     def fail(*_, **__):
         raise error
 
+    monkeypatch.setattr(engines, "_PAUSES", ())
     with monkeypatch.context() as patch:
         patch.setattr(*((reading, "open_blocks") if isinstance(error, OSError) else (encoding, "encode_all")), fail)
         with pytest.raises(type(error)):

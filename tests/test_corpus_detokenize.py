@@ -142,7 +142,8 @@ def test_hostile_rows_become_files_inside_of_the_folder_or_failures(checkpoint, 
     rows += [{"id": name, "audio_codes": value} for name, value in bad.items()]
     kind = pa.schema([("id", pa.string()), ("audio_codes", pa.list_(pa.list_(pa.int32())))])
     pq.write_table(pa.Table.from_pylist(rows, kind), tmp_path / "codes" / "data" / "0.parquet")
-    (tmp_path / "codes" / "manifest.json").write_text(json.dumps({}))
+    ours = {"task": "tokenize", "codebook_digest": ModelChoice(str(checkpoint)).load("cpu").codebook_digest}
+    (tmp_path / "codes" / "manifest.json").write_text(json.dumps(ours))
     totals = everything(make_back(tmp_path / "codes", tmp_path / "deep" / "er" / "out", checkpoint))
     failures = pq.read_table(tmp_path / "deep" / "er" / "out" / "failures.parquet").to_pylist()
     assert {row["id"] for row in failures} == set(bad)

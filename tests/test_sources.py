@@ -1,12 +1,16 @@
+import asyncio
 import csv
 import io
 import json
+import math
 import os
 import pickle
 import random
 import subprocess
 import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import numpy as np
@@ -14,10 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mimi_hf.audio_io import read_audio
+from mimi_hf.corpus.remote import is_absent
 from mimi_hf.corpus.sources import Example, open_source, resolve_audio
-from mimi_hf.corpus.sources.files import Files, expand_braces
+from mimi_hf.corpus.sources.base import as_audio, is_damage
+from mimi_hf.corpus.sources.columns import conform
+from mimi_hf.corpus.sources.files import Files, expand_braces, open_binary
+from mimi_hf.corpus.sources.hub import _is_damage_behind_url, _own_audio
 
 HOSTILE = [
     "a b.wav",
@@ -113,6 +122,23 @@ def test_folder_follows_links_but_not_in_circles(tmp_path):
     (tmp_path / "outside/back").symlink_to(tmp_path / "data", target_is_directory=True)
     os.mkfifo(tmp_path / "data/pipe.wav")
     assert [e.id for e in read_all(open_source(tmp_path / "data"), 9)] == ["a/y.wav", "linked/x.wav"]
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(tmp_path, monkeypatch, caplog):
+    fill(tmp_path, ["a.wav", "lost+found/b.wav", "z/c.wav"])
+    scan, locked = os.scandir, [str(tmp_path / "lost+found")]
+
+    def scan_as_a_user(path):
+        if path.rstrip("/") in locked:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_as_a_user)
+    assert [e.id for e in read_all(open_source(tmp_path), 9)] == ["a.wav", "z/c.wav"]
+    assert "lost+found" in caplog.text
+    locked.append(str(tmp_path))
+    with pytest.raises(PermissionError):
+        open_source(tmp_path)
 
 
 def test_folder_with_a_name_that_is_not_utf8(tmp_path):
@@ -346,6 +372,10 @@ def test_bad_lines_of_json_are_examples_with_an_error(tmp_path):
         b'{"audio": "a.wav", "start": true}\n': "start=True",
         b'{"audio": "a.wav", "duration": 0}\n': "must be positive",
         b'{"audio": "a.wav", "duration": NaN}\n': "duration=nan",
+        b'{"audio": "a.wav", "duration": -0.1}\n': "duration=-0.1",
+        b'{"audio": "a.wav", "duration": Infinity}\n': "duration=inf",
+        b'{"audio": "a.wav", "start": 1e306}\n': "start=1e+306",
+        b'{"audio": "a.wav", "start": 1' + b"0" * 400 + b"}\n": "start=1000",
         b"\x00\n": "no JSON object",
     }
     path.write_bytes(good + good.join(bad) + good.rstrip())  # the last line has no end
@@ -657,6 +687,206 @@ def test_hub_damage_ends_one_file(data_set):
     assert len(examples) == 9
 
 
+def test_hub_rows_may_name_only_files_of_their_own(tmp_path, memory):
+    names = ["a.wav", "/etc/hostname", "../a.wav", "b/../../a.wav", "https://other.place/a.wav", f"file://{tmp_path}/a"]
+    pq.write_table(pa.table({"audio": [{"bytes": None, "path": name} for name in names]}), tmp_path / "train.parquet")
+    good, *bad = read_all(open_source(tmp_path, kind="hub"), 9)
+    assert resolve_audio(good) == f"{os.path.realpath(tmp_path)}/a.wav"
+    assert all("may only name files in it" in example.error for example in bad)
+    root = "hf://datasets/user/name@" + "1" * 40
+    assert _own_audio("x/a.wav", root) == _own_audio(f"{root}/x/a.wav", root) == f"{root}/x/a.wav"
+    for name in (*names[1:], f"{root}/../other/a.wav", f"{root}0/a.wav", "hf://datasets/user/other/a.wav"):
+        with pytest.raises(ValueError, match=r"may only name|must not name"):
+            _own_audio(name, root)
+    for name in ("/etc/hostname", "file:///etc/hostname"):  # from parquet files and manifests on the Hub, too
+        with pytest.raises(ValueError, match="must not name"):
+            as_audio(name, "hf://datasets/user/name/data")
+
+
+def test_hub_files_whose_types_differ_cost_only_their_rows(tmp_path):
+    for i, numbers in enumerate([[1, 2], ["many", None]]):  # tars, of which `datasets` checks no types
+        content = [
+            (f"{n}.{end}", wav() if end == "wav" else json.dumps({"n": n}).encode())
+            for n in numbers
+            for end in ("wav", "json")
+        ]
+        (tmp_path / f"train-{i}.tar").write_bytes(make_tar(content))
+    source = open_source(tmp_path, kind="hub", columns=["json"])
+    examples = assert_complete(source, 4, sizes=(1,))
+    assert "{'n': 'many'} is not of the type struct<n: int64>" in examples[2].error
+    assert [examples[i].columns["json"] for i in (0, 1, 3)] == [{"n": 1}, {"n": 2}, {"n": None}]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("x", pa.int64()),
+        (1.5, pa.int64()),
+        (300, pa.int8()),
+        (2**70, pa.int64()),
+        (2, pa.bool_()),
+        ("true", pa.bool_()),
+        ("x", pa.float64()),
+        ([1], pa.float32()),
+        (10**400, pa.float64()),
+        (3, pa.list_(pa.int64())),
+        ([1, "x"], pa.list_(pa.int64())),
+        ({"a": "x"}, pa.struct([("a", pa.int64())])),
+        ("x", pa.timestamp("s")),
+    ],
+)
+def test_values_of_another_type_are_refused_one_by_one(value, kind):
+    with pytest.raises(ValueError, match="is not of the type"):
+        conform(value, kind)
+
+
+# What goes wrong behind URLs
+
+
+@pytest.fixture
+def answering():
+    """The address of a server that answers any request with the status that its path names."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(int(self.path.strip("/").partition(".")[0]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+        log_message = lambda *_: None  # noqa: E731
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "absent"), [("404", True), ("410", True), ("401", False), ("403", False), ("500", False), ("503", False)]
+)
+@pytest.mark.parametrize("read", [open_binary, lambda url: resolve_audio(Example("x", url))])
+def test_only_proven_absence_is_damage(answering, status, absent, read):
+    url = f"{answering}/{status}.wav"
+    with pytest.raises(OSError, match=url) as raised:
+        read(url)
+    assert isinstance(raised.value, FileNotFoundError) is is_damage(raised.value) is absent
+
+
+@pytest.mark.parametrize("read", [open_binary, lambda url: resolve_audio(Example("x", url))])
+def test_a_network_that_is_down_is_no_damage(read):
+    with pytest.raises(OSError, match="cannot be read") as raised:
+        read("http://127.0.0.1:9/refused.wav")
+    assert not is_damage(raised.value)
+
+
+class Wavering(MemoryFileSystem):
+    """Files that can be read until something happens."""
+
+    protocol = "wavering"
+    cachable = False
+    failure: Exception | None = None
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("wavering://", "memory://", 1))
+
+    def _open(self, path, mode="rb", **options):
+        file = super()._open(path, mode, **options)
+        return File(file.getvalue())
+
+    def cat_file(self, path, **options):
+        return self._open(path).read()
+
+
+class File(io.BytesIO):
+    def read(self, size=-1):
+        if Wavering.failure:
+            raise Wavering.failure
+        return super().read(size)
+
+
+class ForeignError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [PermissionError("The token has expired."), ForeignError("reset"), asyncio.TimeoutError(), OSError("no number")],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_what_fails_behind_a_url_fails_no_example(memory, monkeypatch, failure):
+    fsspec.register_implementation("wavering", Wavering, clobber=True)
+    table = io.BytesIO()
+    pq.write_table(audio_table(100), table, row_group_size=10)
+    memory.pipe({"/p/a.parquet": table.getvalue(), "/w/a.tar": make_tar(members("abc"))})
+    memory.pipe({"/m/list.csv": b"audio\n" + b"a.wav\n" * 9, "/f/a.wav": wav()})
+    for folder in "pwmf":
+        source = open_source(f"wavering://{folder}")
+        (shard,) = source.shards(1000)
+        assert all(resolve_audio(example) for example in source.read(shard) if folder != "m")
+        source = pickle.loads(pickle.dumps(source))
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="cannot be read") as raised:
+            patched.setattr(Wavering, "failure", failure)
+            for example in source.read(shard):
+                resolve_audio(example)
+        assert not is_damage(raised.value), folder
+    examples = open_source("wavering://p").read({"parts": [["a.parquet", 0, 100]]})
+    assert next(examples).audio == wav()  # and then it fails, between the pages of a file
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="cannot be read"):
+        patched.setattr(Wavering, "failure", failure)
+        list(examples)
+
+
+def chained(cause, **attributes):
+    """A FileNotFoundError whose cause has these attributes."""
+    for name, value in attributes.items():
+        setattr(cause, name, value)
+    error = FileNotFoundError("x")
+    error.__cause__ = cause
+    return error
+
+
+def test_absence_as_clients_tell_of_it():
+    aws = {"Error": {"Code": "NoSuchKey"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+    response = type("Response", (), {"status_code": 404})()
+    refused = type("Response", (), {"status_code": 401})()
+    absent = [
+        FileNotFoundError("x"),
+        chained(KeyError("x")),
+        chained(FileNotFoundError("x")),
+        chained(ValueError("//")),
+    ]
+    absent += [chained(ForeignError(), status=404), chained(ForeignError(), response=aws)]
+    absent += [chained(ForeignError(), response=response)]
+    unknown = [chained(ForeignError()), chained(ForeignError(), status=503), chained(ForeignError(), response=refused)]
+    unknown += [PermissionError("x"), chained(ConnectionError()), chained(chained(TimeoutError())), KeyError("x")]
+    assert all(map(is_absent, absent))
+    assert not any(map(is_absent, unknown))
+    assert all(map(_is_damage_behind_url, [*absent, pa.ArrowInvalid("x"), OSError("of pyarrow")]))
+    assert not any(map(_is_damage_behind_url, unknown))
+
+
+def test_resolve_audio_refuses_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "link.wav").symlink_to("/dev/null")
+    for path in ("/dev/null", tmp_path, tmp_path / "pipe.wav", tmp_path / "link.wav", "file:///dev/null"):
+        with pytest.raises(ValueError, match="regular file"):
+            resolve_audio(Example("x", str(path)))
+    (tmp_path / "a.wav").write_bytes(wav())
+    assert resolve_audio(Example("x", f"file://{tmp_path}/a.wav")) == f"{tmp_path}/a.wav"
+
+
+def test_impossible_paths_are_damage(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav())
+    (tmp_path / "circle.wav").symlink_to("circle.wav")
+    for name in ("absent.wav", "a.wav/b.wav", "circle.wav", "x" * 5000):
+        with pytest.raises(OSError, match=r"Errno") as raised:
+            open_binary(resolve_audio(Example("x", f"{tmp_path}/{name}")))
+        assert is_damage(raised.value), name
+
+
 def test_resolve_audio(memory):
     memory.pipe("/a.wav", wav())
     stereo = np.random.default_rng(0).uniform(-2, 2, (2, 30)).astype(np.float32)
@@ -669,7 +899,8 @@ def test_resolve_audio(memory):
         resolve_audio(Example("x", "memory://absent.wav"))
     with pytest.raises(ValueError, match="too bad"):
         resolve_audio(Example("x", None, error="too bad"))
-    for array, rate in ((stereo, None), (np.arange(3), 8000), (stereo[None], 8000), (np.zeros((2000, 1)), 8000)):
+    bad_arrays = [(np.arange(3), 8000), (stereo[None], 8000), (np.zeros((2000, 1)), 8000)]
+    for array, rate in [*bad_arrays, *((stereo, rate) for rate in (None, math.inf, math.nan, -1, 1e12, "8000"))]:
         with pytest.raises(ValueError, match="An array"):
             resolve_audio(Example("x", {"array": array, "sampling_rate": rate}))
 

@@ -8,12 +8,14 @@ import sys
 from types import SimpleNamespace
 
 import datasets
+import fsspec
 import multiprocess
 import numpy as np
 import pytest
 import soundfile
 import torch
 from datasets.fingerprint import Hasher
+from fsspec.implementations.memory import MemoryFileSystem
 from test_readme import fill_cache
 from tiny import FRAME, make_audio, make_model
 
@@ -203,24 +205,43 @@ def test_what_cannot_be_read_raises_or_is_skipped(checkpoint, expected):
     assert [row["back"] is None for row in back] == [i in (0, 1, 3) for i in range(6)]
 
 
+class Unreachable(MemoryFileSystem):
+    protocol = "unreachable"
+
+    def cat_file(self, path, **options):
+        raise Exception("a client's own kind of error")
+
+
+def test_what_cannot_be_fetched_is_told_whatever_the_client_raises(checkpoint):
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    tokenizer = AudioTokenizer(checkpoint, num_quantizers=3, on_error="skip")
+    for url in ("unreachable://a.wav", "http://127.0.0.1:9/refused.wav", "strange://a.wav"):
+        for value in (url, {"bytes": None, "path": url}):
+            (error,) = tokenizer({"audio": [value]})["audio_error"]
+            assert f"{url} cannot be fetched" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"num_quantizers": 7}, ValueError, "num_quantizers=7 .* from 1 to 6"),
         ({"on_error": "ignore"}, ValueError, "on_error='ignore'"),
-        ({"dtype": "int8"}, ValueError, "float32, bfloat16, float16"),
+        ({"dtype": "int8"}, ValueError, "dtype='int8' must be float32, bfloat16 or float16"),
         ({"batch_seconds": 0}, ValueError, "batch_seconds=0"),
         ({"model": 3}, TypeError, "of type int"),
         ({"model": "kyutai/absent"}, OSError, "hf download kyutai/absent"),
-        ({"model": "{empty}"}, OSError, "holds no model"),
-        ({"model": "{bert}"}, ValueError, "of type 'bert'"),
+        ({"model": "{empty}"}, OSError, "cannot be loaded: .* holds no model"),
+        ({"model": "{bert}"}, ValueError, "cannot be loaded: it is of type 'bert'"),
+        ({"model": "{damaged}"}, ValueError, "cannot be loaded: .*config.json is damaged"),
     ],
 )
 def test_mistakes_are_explained_at_once(checkpoint, tmp_path, arguments, error, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    places = {"{empty}": tmp_path / "empty", "{bert}": tmp_path / "bert"}
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"model_type": "mi')
+    places = {f"{{{name}}}": tmp_path / name for name in ("empty", "bert", "damaged")}
     arguments = {"model": checkpoint, **arguments}
     with pytest.raises(error, match=message):
         AudioTokenizer(**{**arguments, "model": places.get(arguments["model"], arguments["model"])})

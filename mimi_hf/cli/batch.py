@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,17 @@ AUDIO = {
     *(".wav", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
 }
+# How often processes may die one after the other without a file being done in between.
+_MAX_DEATHS = 3
+_DIED = "processes ended before this file was done (killed, or out of memory): try again, with fewer --jobs"
+_DIED_ALONE = "its process ended, although nothing else ran beside it (killed, or out of memory)"
+
+Pair = tuple[Path, Path]
+Outcome = tuple[Path, Any, str | None]
 
 
 @dataclass(frozen=True)
-class Work:
+class FileTask:
     """What the processes do: `function(model, source, output, options, digest=…)`, one of [`mimi_hf.compression`]."""
 
     function: Callable
@@ -31,26 +38,39 @@ class Work:
     digest: str
 
 
-def mirror(source: Path, output: Path, extensions: Iterable[str], extension: str) -> list[tuple[Path, Path]]:
+def name_output(name: str, extension: str) -> str:
+    """What becomes of a file, whatever lies beside it. Nothing of its name is lost, so that a.wav and a.mp3 differ.
+
+    Example:
+
+        >>> name_output("a.wav", ".mimi"), name_output("a.wav.mimi", ".wav"), name_output("a.mp3.mimi", ".wav")
+        ('a.wav.mimi', 'a.wav', 'a.mp3.wav')
+    """
+    stem = name[: -len(".mimi")] if name.lower().endswith(".mimi") else name
+    return stem if stem.lower().endswith(extension) else stem + extension
+
+
+def mirror(source: Path, output: Path, extensions: Iterable[str], extension: str) -> list[Pair]:
     """The files of a folder, sorted, and where each goes. Hidden ones are left out.
 
-    Where two would go to one place, such as a.wav and a.mp3, they keep their whole names: a.wav.mimi.
+    Raises:
+        ValueError: two go to one place, as a.mimi and a.wav.mimi do.
     """
     found = []
     for folder, folders, names in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(folder, name) for name in names if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in extensions]
-    found.sort()
-    times = Counter(path.with_suffix("") for path in found)
-    pairs = []
-    for path in found:
-        stem = path.with_suffix("") if times[path.with_suffix("")] == 1 else path
-        pairs.append((path, (output / stem.relative_to(source)).with_name(stem.name + extension)))
-    return pairs
+    sources = {}
+    for path in sorted(found):
+        target = (output / path.relative_to(source)).with_name(name_output(path.name, extension))
+        if target in sources:
+            raise ValueError(f"{sources[target]} and {path} would both become {target}. Rename one of them.")
+        sources[target] = path
+    return [(path, target) for target, path in sources.items()]
 
 
-def run(work: Work, model, pairs: list[tuple[Path, Path]], jobs: int) -> Iterator[tuple[Path, Any, str | None]]:
+def run(task: FileTask, model, pairs: list[Pair], jobs: int) -> Iterator[Outcome]:
     """Do all pairs: (source, report, None) of each as it is done, (source, None, reason) where it failed.
 
     Args:
@@ -58,22 +78,47 @@ def run(work: Work, model, pairs: list[tuple[Path, Path]], jobs: int) -> Iterato
     """
     if jobs == 1:
         for pair in pairs:
-            yield pair[0], *_do(work, model, *pair)
+            yield pair[0], *_do(task, model, *pair)
+    else:
+        yield from _run_processes(task, pairs, jobs)
+
+
+def _run_processes(task: FileTask, pairs: list[Pair], jobs: int) -> Iterator[Outcome]:
+    """In new processes after some have died. What these had begun is tried again at the end, one file at a time, which
+    tells the file that kills from those beside it."""
+    queue, begun, deaths = deque(pairs), [], 0
+    limit = _MAX_DEATHS if jobs > 1 else len(pairs)
+    while queue and deaths < limit:
+        deaths += 1
+        for outcome in _run_pool(task, queue, begun, jobs):
+            deaths = 0
+            yield outcome
+    if jobs > 1 and deaths < limit:
+        yield from _run_processes(task, begun, 1)
         return
+    for source, _ in (*begun, *queue):
+        yield source, None, _DIED if jobs > 1 else _DIED_ALONE
+
+
+def _run_pool(task: FileTask, queue: deque[Pair], begun: list[Pair], jobs: int) -> Iterator[Outcome]:
+    """Take pairs from the queue until it is empty, or a process dies: those in the works are added to `begun` then."""
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
     # Forked processes hang in torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start, (work, threads)) as pool:
-        waiting = {pool.submit(_do_here, *pair): pair[0] for pair in pairs}
+    running = {}
+    with ProcessPoolExecutor(min(jobs, len(queue)), context, _start, (task, threads)) as pool:
         try:
-            for done in as_completed(waiting):
-                try:
-                    yield waiting[done], *done.result()
-                except BrokenProcessPool:
-                    reason = "a process ended before this file was done (out of memory?): try again, with fewer --jobs"
-                    yield waiting[done], None, reason
+            while queue or running:
+                while queue and len(running) < jobs:
+                    future = pool.submit(_do_here, *queue[0])
+                    running[future] = queue.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = future.result()
+                    yield running.pop(future)[0], *result
+        except BrokenProcessPool:
+            begun += running.values()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -81,11 +126,11 @@ def run(work: Work, model, pairs: list[tuple[Path, Path]], jobs: int) -> Iterato
             raise
 
 
-def _do(work: Work, model, source: Path, output: Path):
+def _do(task: FileTask, model, source: Path, output: Path):
     """The report of one file and None, or None and why it failed."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        return work.function(model, source, output, work.options, digest=work.digest), None
+        return task.function(model, source, output, task.options, digest=task.digest), None
     except Exception as error:  # whatever is wrong with one file, the others are done
         return None, describe(error)
 
@@ -99,12 +144,12 @@ def describe(error: Exception) -> str:
 class _Worker:
     """What a process of the pool keeps."""
 
-    work: Work
+    task: FileTask
     model: Any
     busy = False
 
 
-def _start(work: Work, threads: int):
+def _start(task: FileTask, threads: int):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -114,13 +159,13 @@ def _start(work: Work, threads: int):
     from .common import load_model
 
     torch.set_num_threads(threads)
-    _Worker.work, _Worker.model = work, load_model(work.model, work.device, work.dtype)
+    _Worker.task, _Worker.model = task, load_model(task.model, task.device, task.dtype)
 
 
 def _do_here(source: Path, output: Path):
     _Worker.busy = True
     try:
-        return _do(_Worker.work, _Worker.model, source, output)
+        return _do(_Worker.task, _Worker.model, source, output)
     except SystemExit:  # the file aside is removed by now
         os._exit(128 + signal.SIGTERM)
     finally:

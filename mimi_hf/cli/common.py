@@ -17,8 +17,13 @@ DEFAULT_MODEL = "kyutai/mimi"
 
 
 def check_dtype(dtype: str):
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise typer.BadParameter(f"--dtype {dtype} must be float32, bfloat16 or float16.")
+    """Refuse one that models are not loaded in."""
+    from ..loading import ModelChoice
+
+    try:
+        ModelChoice(DEFAULT_MODEL, dtype)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def check_writable(path: Path, force: bool):

@@ -13,7 +13,9 @@ from .common import fail
 
 NumProcOption = Annotated[
     int | None,
-    typer.Option(help="Processes on this machine.", min=1, show_default="a GPU each, or a process for four cores"),
+    typer.Option(
+        help="Processes on this machine.", min=1, show_default="a GPU each, or a core each, if there is memory"
+    ),
 ]
 NumShardsOption = Annotated[
     int | None,
@@ -102,7 +104,7 @@ def do(job, work: Work):
         job.begin()
         indices = [index for index in job.unfinished() if index % parts == part]
     try:
-        _run(job, indices, work, _progress(len(indices), len(job.shards), work))
+        _run(job, indices, work, _Progress(len(indices), len(job.shards), work))
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
@@ -133,8 +135,8 @@ def _run(job, indices, work: Work, watch):
             device = _gpu_of_rank(rank)
         if (work.num_proc or 1) > len(indices) and not work.quiet:
             typer.echo(
-                f"{len(indices)} shards keep no more than {len(indices)} processes busy: a smaller --shard-size, in a"
-                " new folder, makes more of them.",
+                f"{len(indices)} shards keep no more than {len(indices)} processes busy. A smaller --shard-size, in a"
+                " new folder, makes more of them (not of tars and data sets of the Hub, where a file is a shard).",
                 err=True,
             )
         if min(processes, len(indices)) == 1:
@@ -149,7 +151,7 @@ def _gpu_of_rank(rank: int) -> str | None:
     return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
 
 
-class _progress:  # noqa: N801 (used like a function)
+class _Progress:
     """A progress bar over shards that an engine can call."""
 
     def __init__(self, todo: int, shards: int, work: Work):

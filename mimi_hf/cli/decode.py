@@ -41,6 +41,8 @@ def decode(
         mimi-hf decode speech.mimi speech.wav
         mimi-hf decode compressed/ audio/ --format flac
 
+    In a folder, a.wav.mimi becomes a.wav.flac, and a.wav with --format wav.
+
     A part, without reading what is before it (decoding begins some seconds
     earlier, where the model's memory reaches to; the difference to a whole
     decoding is less than the rounding of the samples):

@@ -44,12 +44,19 @@ def detokenize(
     ] = False,
     codes_column: Annotated[
         str | None, typer.Option(help="Where rows have their codes.", show_default="audio_codes")
-    ] = (None),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the model on the Hub.", show_default=False)] = None,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Decode with a model of other codebooks than made the codes.")
     ] = False,
-    shard_size: Annotated[int, typer.Option(help="Examples in a shard, about.", min=1)] = 1000,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples in a shard, about: what a crash costs, and a file of OUT.",
+            min=1,
+            show_default="50 to 1000, by the size of SOURCE",
+        ),
+    ] = None,
     batch_seconds: Annotated[
         float | None, typer.Option(help="Padded audio in a batch, in seconds.", show_default="what suits the device")
     ] = None,

@@ -51,9 +51,9 @@ def encode(
 
         mimi-hf encode speech.wav speech.mimi -k 8
 
-    A folder is mirrored; what is there already is left alone, so that the
-    same command goes on where it was stopped. A file that cannot be read is
-    reported at the end, and the others are done:
+    A folder is mirrored, a.wav to a.wav.mimi; what is there already is left
+    alone, so that the same command goes on where it was stopped. A file that
+    cannot be read is reported at the end, and the others are done:
 
         mimi-hf encode recordings/ compressed/ -k 8 --jobs 4
 

@@ -1,11 +1,13 @@
 """The command `mimi-hf roundtrip`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..audio_io import WRITABLE
+from .batch import describe
 from .common import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -18,6 +20,7 @@ from .common import (
     fail,
     load_model,
 )
+from .pipes import ending_cleanly
 
 
 def roundtrip(
@@ -33,12 +36,16 @@ def roundtrip(
     dtype: DtypeOption = "float32",
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")] = False,
     quiet: QuietOption = False,
+    json: Annotated[bool, typer.Option("--json", help="Report as JSON on standard output.")] = False,
 ):
     """Encode a recording, decode it again, and tell what it took.
 
     Listen to what a number of codebooks does to a voice:
 
         mimi-hf roundtrip speech.wav back.wav --num-quantizers 8
+
+    Exit status: 0 all is well; 1 it failed; 2 wrong usage; 130, 143: ended
+    by Ctrl-C, SIGTERM, and OUT is as it was.
     """
     if output.suffix.lower() not in WRITABLE:
         raise typer.BadParameter(f"OUT is {output.name!r}, but must end in one of {', '.join(WRITABLE)}.")
@@ -46,7 +53,15 @@ def roundtrip(
     check_writable(output, force)
     if not source.is_file():
         raise fail(f"{source} is no file. Name the recording to encode.")
+    with ending_cleanly():
+        report = _run(source, output, model, num_quantizers, device, dtype, quiet)
+        if json:
+            _print_json(report)
+        elif not quiet:
+            _print(report)
 
+
+def _run(source, output, model, num_quantizers, device, dtype, quiet):
     from rich.console import Console
     from rich.progress import Progress
 
@@ -58,11 +73,15 @@ def roundtrip(
     try:
         with Progress(console=console, transient=True, disable=quiet) as progress:
             task = progress.add_task("Encoding and decoding", total=1.0)
-            report = run(codec, source, output, num_quantizers, lambda part: progress.update(task, completed=part))
-    except (ValueError, OSError) as error:
-        raise fail(str(error)) from None
-    if not quiet:
-        _print(report)
+            return run(codec, source, output, num_quantizers, lambda part: progress.update(task, completed=part))
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise fail(describe(error)) from None
+
+
+def _print_json(report):
+    import json
+
+    typer.echo(json.dumps({**dataclasses.asdict(report), "output": str(report.output)}, indent=2))
 
 
 def _print(report):

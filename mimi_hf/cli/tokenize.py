@@ -69,15 +69,20 @@ def tokenize(
         typer.Option("--column", help="Another column to keep; repeat for more.", show_default="all"),
     ] = None,
     shard_size: Annotated[
-        int, typer.Option(help="Examples in a shard, about: what a crash costs, and a file of OUT.", min=1)
-    ] = 1000,
+        int | None,
+        typer.Option(
+            help="Examples in a shard, about: what a crash costs, and a file of OUT.",
+            min=1,
+            show_default="50 to 1000, by the size of SOURCE",
+        ),
+    ] = None,
     batch_seconds: Annotated[
         float | None,
         typer.Option(help="Padded audio in a batch, in seconds.", show_default="what suits the device"),
     ] = None,
     readers: Annotated[
         int | None,
-        typer.Option(help="Threads of each process that read and resample.", min=1, show_default="up to 8"),
+        typer.Option(help="Threads of each process that read and resample.", min=1, show_default="one a core, 2 to 8"),
     ] = None,
     num_proc: NumProcOption = None,
     num_shards: NumShardsOption = None,
@@ -133,7 +138,6 @@ def tokenize(
     work.check(output)
     with explained(quiet, f"Looking at {source} …"):
         from ..corpus.encoding import EncodingOptions
-        from ..corpus.engines import usable_cores
         from ..corpus.output import Output
         from ..corpus.sources import open_source
         from ..corpus.tokenize import TokenizeJob
@@ -141,7 +145,7 @@ def tokenize(
 
         place = Output(output)
         examples = open_source(source, kind and kind.value, split, config, audio_column, column, leave_out=output)
-        options = EncodingOptions(num_quantizers, batch_seconds, readers or min(8, max(2, usable_cores())))
+        options = EncodingOptions(num_quantizers, batch_seconds, readers)
         choice = ModelChoice(model, dtype, revision)
         job = TokenizeJob(examples, place, choice, options, shard_size, strict)
     do(job, work)

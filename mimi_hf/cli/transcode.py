@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch import Work, describe, mirror, run
+from .batch import FileTask, describe, mirror, name_output, run
 from .common import check_writable, fail, load_model
 from .pipes import LiveSource, ending_cleanly, standard_input, standard_output
 
@@ -62,7 +62,7 @@ class Transcoding:
 
     def _file(self, source: Path, output: Path):
         if output.is_dir():
-            output = output / (source.stem + self.extension)
+            output = output / name_output(source.name, self.extension)
         check_writable(output, self.force)
         if not source.exists():
             raise fail(f"{source} does not exist. Name a file or a folder.")
@@ -87,7 +87,10 @@ class Transcoding:
     def _folder(self, source: Path, output: Path, jobs: int | None):
         if output.exists() and not output.is_dir():
             raise fail(f"{output} is a file, but {source} a folder: name a folder to write to.")
-        pairs = mirror(source, output, self.extensions, self.extension)
+        try:
+            pairs = mirror(source, output, self.extensions, self.extension)
+        except ValueError as error:
+            raise fail(str(error)) from None
         if not pairs:
             raise fail(f"{source} holds no file that ends in {', '.join(sorted(self.extensions))}.")
         left = [pair for pair in pairs if self.force or not pair[1].exists()]
@@ -111,11 +114,11 @@ class Transcoding:
 
         codec = self._load()
         jobs = min(_default_jobs(codec) if jobs is None else jobs, len(pairs))
-        work = Work(self.function, self.options, self.model, self.device, self.dtype, codec.codebook_digest)
+        task = FileTask(self.function, self.options, self.model, self.device, self.dtype, codec.codebook_digest)
         codec = codec if jobs == 1 else None
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._console(), transient=True, disable=self.quiet) as progress:
-            yield from progress.track(run(work, codec, pairs, jobs), total=len(pairs), description=self.name)
+            yield from progress.track(run(task, codec, pairs, jobs), total=len(pairs), description=self.name)
 
     def _one(self, codec, source, output, progress):
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from ..feature_extraction_mimi import _is_number
+from . import remote
 
 
 def read_column(examples: Mapping, name: str, argument: str, depth: int = 1) -> tuple[list, bool]:
@@ -73,15 +74,8 @@ def fetch(value):
     """
     held = isinstance(value, Mapping) and (value.get("array") is not None or value.get("bytes") is not None)
     path = value.get("path") if isinstance(value, Mapping) and not held else value
-    if not isinstance(path, str) or "://" not in path:
-        return value
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"{path} cannot be fetched ({error}).") from error
+    fetched = remote.fetch(path) if isinstance(path, str) else path
+    return value if fetched is path else fetched
 
 
 __all__ = ["fetch", "read_column"]

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..audio_stream import write_blocks
-from ..loading import ModelChoice, weights_digest
+from ..loading import ModelChoice
 from .batches import check_batch_seconds, decode_all, default_batch_seconds
 from .card import detokenized_card
 from .jobs import MANIFEST, Job, Progress
@@ -44,21 +43,21 @@ class CodesSource(ParquetSource):
 
     Args:
         files, audio_column, columns: as for [`ParquetSource`].
-        has_ids: the column `id` names each row, as in what we wrote.
+        codebook_digest: of the codebooks that made them, where we did: then the column `id` names each row.
     """
 
     kind = "codes"
 
-    def __init__(self, files: Files, audio_column=None, columns=None, has_ids: bool = False):
+    def __init__(self, files: Files, audio_column=None, columns=None, codebook_digest: str | None = None):
         super().__init__(files, audio_column, columns)
-        self.has_ids = has_ids
-        if has_ids:
+        self.codebook_digest = codebook_digest
+        if codebook_digest:
             self.read_too = (ID,)
             self.columns = Columns({name: field for name, field in self.columns.fields.items() if name != ID})
 
     def identify(self, name: str, row: int, record: dict) -> str:
         """`Example.id` of a row of a file."""
-        return record[ID] if self.has_ids and record[ID] is not None else super().identify(name, row, record)
+        return record[ID] if self.codebook_digest and record[ID] is not None else super().identify(name, row, record)
 
     def choose(self, present: pa.Schema, wanted: str | None, location: str) -> str:
         """The column to read."""
@@ -110,10 +109,23 @@ def open_codes(
         if is_url(location) or not HUB_ID.fullmatch(location):
             raise
         files = Files(f"hf://datasets/{location}")
-    ours = files.is_folder and MANIFEST in files.names
-    if ours:  # where there may be a table of failures, too
+    digest = _digest_of_corpus(files.root)
+    if digest and files.is_folder:  # where there may be a table of failures, too
         files = Files(join(files.root, "data"))
-    return CodesSource(files, codes_column, columns, has_ids=ours)
+    elif files.root.endswith("/data"):
+        digest = _digest_of_corpus(files.root.removesuffix("/data"))
+    return CodesSource(files, codes_column, columns, digest)
+
+
+def _digest_of_corpus(folder: str) -> str | None:
+    """The codebooks that made the codes of a corpus of ours; `None` for another folder."""
+    place = Output(folder)
+    try:
+        manifest = place.read_json(MANIFEST)
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(manifest, dict) and manifest.get("task") == "tokenize"
+    return manifest.get("codebook_digest") if ours else None
 
 
 @dataclass
@@ -155,7 +167,8 @@ class DetokenizeJob(Job):
         model: which one.
         kind: of the files: flac, wav or ogg.
         as_parquet: write shards rather than files.
-        num_quantizers: codebooks to use; all that are there by default.
+        num_quantizers: codebooks to use; all that are there, where a row has fewer, and by default.
+        batch_seconds: padded audio in a batch; by default what suits the device.
         any_model: decode codes of other codebooks than the model's.
         strict: stop at the first example that fails.
 
@@ -163,6 +176,7 @@ class DetokenizeJob(Job):
         ValueError: the corpus was made with other codebooks, or an argument makes no sense.
     """
 
+    unused = ("encoder.", "encoder_transformer.", "downsample.")
     decisive = ("task", "dtype", "codebook_digest", "decoder_digest", "num_quantizers", "kind", "as_parquet", "columns")
 
     def __init__(
@@ -175,16 +189,16 @@ class DetokenizeJob(Job):
         num_quantizers: int | None = None,
         batch_seconds: float | None = None,
         any_model: bool = False,
-        shard_size: int = 1000,
+        shard_size: int | None = None,
         strict: bool = False,
     ):
-        super().__init__(source, output, shard_size)
+        super().__init__(source, output, model, shard_size)
         if kind not in FORMATS:
             raise ValueError(f"kind={kind!r} must be one of {', '.join(FORMATS)}.")
         check_batch_seconds(batch_seconds)
-        self.model, self.kind, self.as_parquet, self.strict = model, kind, as_parquet, strict
+        self.kind, self.as_parquet, self.strict = kind, as_parquet, strict
         self.num_quantizers, self.batch_seconds = num_quantizers, batch_seconds
-        loaded = model.load("cpu")
+        loaded = self.load("cpu")
         if num_quantizers is not None:
             loaded.quantizer.check_num_quantizers(num_quantizers)
         config = loaded.config
@@ -194,20 +208,13 @@ class DetokenizeJob(Job):
             config.frame_size,
         )
         self.codebook_digest = loaded.codebook_digest
-        self.decoder_digest = weights_digest(loaded, ("encoder.", "encoder_transformer.", "downsample."))
-        made_with = self._digest_of_source()
+        made_with = source.codebook_digest
         if made_with not in (None, self.codebook_digest) and not any_model:
             raise ValueError(
                 f"The codes were made with other codebooks ({made_with[:12]}…) than those of {model.name}"
                 f" ({self.codebook_digest[:12]}…), which would make noise of them. Name the model that made them, or"
                 " one that was trained from it with its codebooks kept (or insist with any_model)."
             )
-
-    def _digest_of_source(self) -> str | None:
-        """The codebooks that made the codes, where a manifest tells."""
-        if not self.source.has_ids:
-            return None
-        return Output(self.source.files.root.removesuffix("/data")).read_json(MANIFEST).get("codebook_digest")
 
     def settings(self) -> dict:
         return {
@@ -216,7 +223,7 @@ class DetokenizeJob(Job):
             "revision": self.model.revision,
             "dtype": self.model.dtype,
             "codebook_digest": self.codebook_digest,
-            "decoder_digest": self.decoder_digest,
+            "decoder_digest": self.weights_digest,
             "num_quantizers": self.num_quantizers,
             "sampling_rate": self.sampling_rate,
             "kind": self.kind,
@@ -225,20 +232,16 @@ class DetokenizeJob(Job):
             "mimi_hf": importlib.metadata.version("mimi_hf"),
         }
 
-    def load(self, device: str | None):
-        return self.model.load(device)
-
     def run(self, model, index: int, progress: Progress) -> AudioReport:
         report = AudioReport()
-        with tempfile.TemporaryDirectory() as folder:
-            decoded = self._counted(self._decode(model, index, Path(folder), progress), report)
+        with self.output.workspace() as folder:
+            decoded = self._counted(self._decode(model, index, folder, progress), report)
             if self.as_parquet:
                 self._write_parquet(decoded, index)
             else:
                 for example, path in decoded:
                     with self.output.writing(f"audio/{file_name(example.id)}.{self.kind}") as aside:
-                        shutil.copyfile(path, aside)
-                    path.unlink()
+                        shutil.move(path, aside)
         self.output.write_json(self.report_name(index), report.to_dict())
         return report
 

@@ -1,7 +1,7 @@
 """Examples to codes: the one function that every engine calls for each shard."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ class Encoded:
     num_samples: int = 0
     reason: str | None = None
 
+    def __post_init__(self):
+        self.example = replace(self.example, audio=None)  # the content of a whole file, maybe
+
 
 @dataclass(frozen=True)
 class EncodingOptions:
@@ -48,16 +51,16 @@ class EncodingOptions:
 
     num_quantizers: codebooks to use; all by default.
     batch_seconds: padded audio in a batch; by default what suits the device.
-    readers: threads that decode and resample.
+    readers: threads that decode and resample; by default as many as the process may compute with, 2 to 8.
     """
 
     num_quantizers: int | None = None
     batch_seconds: float | None = None
-    readers: int = 2
+    readers: int | None = None
 
     def __post_init__(self):
         check_batch_seconds(self.batch_seconds)
-        if self.readers < 1:
+        if self.readers is not None and self.readers < 1:
             raise ValueError(f"readers={self.readers} must be at least 1 thread.")
 
 
@@ -82,7 +85,8 @@ def encode_examples(
     def read(example: Example) -> Recording:
         return read_recording(example, config.sampling_rate, config.audio_channels)
 
-    recordings = map_ahead(read, examples, options.readers, ahead=4 * options.readers)
+    readers = options.readers or min(8, max(2, torch.get_num_threads()))
+    recordings = map_ahead(read, examples, readers, ahead=2 * readers)
     pools = gather(recordings, int(_POOL_BATCHES * batch_seconds * config.sampling_rate))
     for pool in iterate_ahead(pools):
         short = [recording for recording in pool if recording.audio is not None]

@@ -4,20 +4,28 @@ All of them call `job.run(model, index)`, and none keeps books: a shard is done 
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from .jobs import Job
+from .jobs import Job, Progress
+
+logger = logging.getLogger(__name__)
 
 # How often workers may die one after the other without a shard being done in between.
 _MAX_DEATHS = 3
+# Seconds to wait before a shard is tried again, whose source or output could not be reached.
+_PAUSES = (1.0, 15.0)
+_MEMORY_OF_PROCESS = 3 * 2**30  # bytes: model, libraries, audio on its way
+_PATIENCE = 60.0  # seconds without any actor of Ray after which the user is told
 Watch = Callable[[float, int], None]  # seconds of audio so far, shards done so far
 
 
@@ -29,10 +37,18 @@ def usable_cores() -> int:
 
 
 def default_processes() -> int:
-    """One for each GPU; without any, one for each four cores."""
+    """One for each GPU; without any, one for each core, as far as the memory reaches: processes of a single thread do
+    more together than one of many threads."""
     import torch
 
-    return torch.cuda.device_count() or max(1, usable_cores() // 4)
+    return torch.cuda.device_count() or max(1, min(usable_cores(), _memory() // _MEMORY_OF_PROCESS))
+
+
+def _memory() -> int:
+    """Bytes that this machine has."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 16 * 2**30
 
 
 def my_part(
@@ -61,6 +77,11 @@ def my_part(
             num_shards = _number(environment, "SLURM_ARRAY_TASK_COUNT")
             position = _number(environment, "SLURM_ARRAY_TASK_ID") - _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
             shard_index = position // _number(environment, "SLURM_ARRAY_TASK_STEP", 1)
+            if shard_index >= num_shards:
+                raise ValueError(
+                    "The tasks of this Slurm array do not follow each other (--array=5,9), so that it cannot be told"
+                    " which part is whose. Give --num-shards and --shard-index, for example of the array before."
+                )
         ranks, rank = 1, 0
         if environment.get("RANK") and environment.get("WORLD_SIZE"):
             ranks, rank = _number(environment, "WORLD_SIZE"), _number(environment, "RANK")
@@ -94,6 +115,26 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
         ) from None
 
 
+def _do_shard(job: Job, model, index: int, progress: Progress):
+    """`job.run`; once more, and again, where a network or a disk failed."""
+    done = 0.0
+
+    def count(more: float):
+        nonlocal done
+        done += more
+        progress(more)
+
+    for pause in (*_PAUSES, None):
+        try:
+            return job.run(model, index, count)
+        except OSError as error:
+            if pause is None:
+                raise
+            logger.warning("Shard %d failed (%s), and is tried again in %g s.", index, error, pause)
+        count(-done)
+        time.sleep(pause)
+
+
 def run_here(job: Job, indices: Sequence[int], device: str | None = None, watch: Watch = lambda *_: None):
     """Do shards one after the other in this process."""
     model, seconds = job.load(device), 0.0
@@ -104,7 +145,7 @@ def run_here(job: Job, indices: Sequence[int], device: str | None = None, watch:
             seconds += more
             watch(seconds, done)
 
-        job.run(model, index, progress)
+        _do_shard(job, model, index, progress)
         watch(seconds, done + 1)
 
 
@@ -123,10 +164,10 @@ def run_processes(
     todo, deaths = list(indices), 0
     while todo:
         before = len(todo)
-        arguments = (job, device, processes, seconds)
-        pool = ProcessPoolExecutor(min(processes, before), context, _start_worker, arguments)
+        workers = min(processes, before)
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (job, device, workers, seconds))
         try:
-            for done in _feed_processes(pool, todo, 2 * processes):
+            for done in _feed_processes(pool, todo, 2 * workers):
                 todo = [index for index in todo if index not in done]
                 watch(sum(seconds), len(indices) - len(todo))
             pool.shutdown()
@@ -189,7 +230,7 @@ def _work(index: int):
     def progress(more: float):
         seconds[index] += more
 
-    _worker["job"].run(_worker["model"], index, progress)
+    _do_shard(_worker["job"], _worker["model"], index, progress)
 
 
 def run_ray(
@@ -233,7 +274,7 @@ def run_ray(
             actors = max(1, int(min(fits, default=1)))
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_MAX_DEATHS)(_RayWorker)
         pool = [actor.remote(job, max(1, int(cpus)), device) for _ in range(min(actors, max(1, len(indices))))]
-        _feed_actors(ray, pool, iter(indices), watch)
+        _feed_actors(ray, pool, deque(indices), watch)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
@@ -253,23 +294,39 @@ class _RayWorker:
         torch.set_num_threads(threads)
         self.job, self.model = job, job.load(device)
 
+    def ready(self):
+        pass
+
     def run(self, index: int) -> float:
         seconds = []
-        self.job.run(self.model, index, seconds.append)
+        _do_shard(self.job, self.model, index, seconds.append)
         return sum(seconds)
 
 
-def _feed_actors(ray, pool: list, indices: Iterator[int], watch: Watch):
-    """Give each actor two shards, so that none waits for the next, and another one for each that is done."""
-    running = {actor.run.remote(index): actor for actor in pool * 2 if (index := next(indices, None)) is not None}
-    seconds, done = 0.0, 0
-    while running:
-        for task in ray.wait(list(running), timeout=1.0)[0]:
-            actor = running.pop(task)
-            seconds, done = seconds + ray.get(task), done + 1
-            if (index := next(indices, None)) is not None:
-                running[actor.run.remote(index)] = actor
-            watch(seconds, done)
+def _feed_actors(ray, pool: list, todo: deque[int], watch: Watch):
+    """Give each actor that is up two shards, so that none waits for the next, and another one for each that is done.
+    The cluster may have no room for some of the actors, now or ever: they get nothing."""
+    starting, running = {actor.ready.remote(): actor for actor in pool}, {}
+    seconds, done, begin = 0.0, 0, time.monotonic()
+
+    def give(actor):
+        if todo:
+            running[actor.run.remote(todo.popleft())] = actor
+
+    while todo or running:
+        for task in ray.wait([*starting, *running], timeout=1.0)[0]:
+            result = ray.get(task)
+            if task in starting:
+                actor = starting.pop(task)
+                give(actor)
+            else:
+                actor = running.pop(task)
+                seconds, done = seconds + result, done + 1
+                watch(seconds, done)
+            give(actor)
+        if len(starting) == len(pool) and time.monotonic() > begin + _PATIENCE:
+            logger.warning("Ray has no room for any actor yet: see `ray status`. Still waiting.")
+            begin = time.monotonic()
 
 
 class Speed:

@@ -17,9 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..loading import ModelChoice, weights_digest
 from .output import Output
 from .reading import map_ahead
 
+# Examples of a shard, and shards of a small corpus, by default.
+_LEAST, _MOST, _SHARDS = 50, 1000, 64
 MANIFEST, TOTALS = "manifest.json", "totals.json"
 Progress = Callable[[float], None]
 
@@ -30,22 +33,44 @@ class Job(ABC):
     Args:
         source: where examples come from.
         output: where results go.
-        shard_size: examples of a shard, about.
+        model: which one.
+        shard_size: examples of a shard, about; see [`good_shard_size`] for the default.
 
     decisive: the settings that a rerun, and other machines, must share.
+    unused: beginnings of the names of weights that the job does without.
     """
 
     decisive: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
-    def __init__(self, source, output: Output, shard_size: int):
+    def __init__(self, source, output: Output, model: ModelChoice, shard_size: int | None = None):
+        if shard_size is None:
+            shard_size = good_shard_size(source)
         if shard_size < 1:
             raise ValueError(f"shard_size={shard_size} must be at least 1 example.")
-        self.source, self.output, self.shard_size = source, output, shard_size
+        self.source, self.output, self.model, self.shard_size = source, output, model, shard_size
+        self.weights_digest: str | None = None
         self._shards: list[dict] | None = None
         self._plan: str | None = None
 
     def __getstate__(self):
         return {**self.__dict__, "_shards": None}  # each worker plans by itself: a plan may be long
+
+    def load(self, device: str | None):
+        """What a worker needs for any shard: the model.
+
+        Raises:
+            OSError, ValueError: it cannot be loaded, or is not the one any more that the job began with.
+        """
+        model = self.model.load(device)
+        digest = weights_digest(model, self.unused)
+        if self.weights_digest not in (None, digest):
+            raise ValueError(
+                f"The model {self.model.name} was changed since the run began. Put it back as it was, or name a new"
+                " folder to write to."
+            )
+        self.weights_digest = digest
+        return model
 
     @property
     def shards(self) -> list[dict]:
@@ -164,10 +189,6 @@ class Job(ABC):
         """What decides about the content of the output, JSON-able."""
 
     @abstractmethod
-    def load(self, device: str | None) -> Any:
-        """What a worker needs for any shard: the model."""
-
-    @abstractmethod
     def run(self, model: Any, index: int, progress: Progress):
         """Make a shard; its report is written last, and returned."""
 
@@ -182,6 +203,12 @@ class Job(ABC):
     @abstractmethod
     def write_card(self, total):
         """Write README.md; `total` is `None` while shards are missing."""
+
+
+def good_shard_size(source) -> int:
+    """Examples of a shard: a thousand, and fewer where that would make fewer than some ten shards to share, but fifty
+    at least. The same for the same source."""
+    return min(_MOST, max(_LEAST, len(source.shards(_LEAST)) * _LEAST // _SHARDS))
 
 
 def _shorten(value) -> str:

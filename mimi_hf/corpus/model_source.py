@@ -7,17 +7,15 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers.utils import cached_file
 
-from ..configuration_mimi import MimiConfig
-from ..loading import weights_digest
+from ..loading import ModelChoice, weights_digest
 from ..modeling_mimi import MimiModel
 
-DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 # Of a config: what two models that do the same may differ in.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -48,6 +46,9 @@ class ModelSource:
         self.device = None if device is None else str(torch.device(device))
         self._loaded: tuple[str, MimiModel] | None = None
         self._threads: int | None = None
+        self.model: MimiModel | None = None
+        self.choice: ModelChoice | None = None
+        self._digest: str | None = None  # of a folder
         if isinstance(model, MimiModel):
             given = {"dtype": dtype, "revision": revision, "device": device}
             if wrong := [name for name, value in given.items() if value is not None]:
@@ -62,21 +63,20 @@ class ModelSource:
                 f"model is of type {type(model).__name__}, but the id of a model on the Hub, a folder or a MimiModel"
                 " is needed."
             )
-        self.model = os.fspath(model)
-        self.dtype = _check_dtype("float32" if dtype is None else dtype)
-        if os.path.isdir(self.model):
-            self.model = os.path.abspath(self.model)
-            self._digest = _digest_folder(self.model)
-        self.config, self.revision = _read_config(self.model, revision)
+        choice = ModelChoice(model, "float32" if dtype is None else dtype, revision)
+        if os.path.isdir(choice.name):
+            choice = replace(choice, name=os.path.abspath(choice.name))
+            self._digest = _digest_folder(choice.name)
+        self.config, self.choice = choice.resolve()
 
     @property
     def identity(self) -> str:
         """Takes milliseconds for a name, tenths of a second for a model itself, as that may change at any time."""
-        if isinstance(self.model, MimiModel):
+        if self.model is not None:
             return f"weights {_digest_model(self.model)}"
-        if os.path.isabs(self.model):
-            return f"folder {self._digest} {self.dtype}"
-        return f"{self.model} {self.revision} {self.dtype}"
+        if self._digest is not None:
+            return f"folder {self._digest} {self.choice.dtype}"
+        return f"{self.choice.name} {self.choice.revision} {self.choice.dtype}"
 
     def __getstate__(self):
         return {**self.__dict__, "_loaded": None, "_threads": _share_of_threads()}
@@ -97,19 +97,17 @@ class ModelSource:
         return function(self._loaded[1])
 
     def _load(self, device: str) -> MimiModel:
-        if isinstance(self.model, MimiModel):
+        if self.model is not None:
             return self.model if str(self.model.device) == device else self.model.to(device)
-        if os.path.isabs(self.model):
-            if _digest_folder(self.model) != self._digest:
-                raise ValueError(f"{self.model} was changed after it was named here. Begin again, with a new object.")
-            return _load(self.model, None, self._digest, self.dtype, device)
-        return _load(self.model, self.revision, None, self.dtype, device)
+        if self._digest is not None and _digest_folder(self.choice.name) != self._digest:
+            raise ValueError(f"{self.choice.name} was changed after it was named here. Begin again, with a new object.")
+        return _load(self.choice, self._digest, device)
 
     def _place(self, rank: int | None) -> str:
         """The device to use: that of the rank, or where a model is."""
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
             raise TypeError(f"rank={rank!r} must be the number of a process. Call `map` without with_indices.")
-        own = isinstance(self.model, MimiModel)
+        own = self.model is not None
         wanted = str(self.model.device) if own else self.device
         if wanted != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
             raise RuntimeError(
@@ -123,40 +121,10 @@ class ModelSource:
         return wanted
 
 
-def _check_dtype(dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    return name
-
-
-def _read_config(name: str, revision: str | None) -> tuple[MimiConfig, str | None]:
-    """The config of a model, and the commit that `revision` stands for; `None` for a folder."""
-    folder = os.path.isdir(name)
-    try:
-        path = Path(name, "config.json") if folder else Path(cached_file(name, "config.json", revision=revision))
-    except OSError as error:
-        raise OSError(
-            f"The model {name} is neither a folder here nor in the cache, and could not be fetched from the Hub"
-            f" ({error}). Fetch it with `hf download {name}`, or name a folder."
-        ) from error
-    if not path.is_file():
-        raise OSError(f"The folder {name} holds no model: it has no config.json. Name another.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind = content.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Fetch the model again.") from error
-    if kind != "mimi":
-        raise ValueError(f"The model {name} is of type {kind!r}, not 'mimi'. Name a Mimi model.")
-    commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
-    return MimiConfig.from_dict(content), None if folder else commit
-
-
 @functools.lru_cache(maxsize=2)
-def _load(name: str, revision: str | None, digest: str | None, dtype: str, device: str) -> MimiModel:
+def _load(choice: ModelChoice, digest: str | None, device: str) -> MimiModel:
     """One copy per process, whoever asks; `digest` tells apart what a folder holds over time."""
-    return MimiModel.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype)).to(device)
+    return choice.load(device, progress=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -102,6 +102,16 @@ class Output:
             yield local
             self._upload(local, name)
 
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A local folder for files on their way, on the disk of the output where that is local; gone at the end."""
+        place = None
+        if self.is_local:
+            place = self.path(f"{_ASIDE}/shards")
+            os.makedirs(place, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            yield Path(folder)
+
     def remove_unfinished(self, alone: bool):
         """Remove what killed runs left aside, when all shards are done.
 

@@ -20,7 +20,7 @@ from .sources.base import is_damage
 LONG = 300.0
 # What can go wrong with one recording, and is no mistake of the program. An OSError may also be a network that is down:
 # `check_damage` tells.
-UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, MemoryError, EOFError)
+UNREADABLE = (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, EOFError)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,7 +90,9 @@ def check_damage(error: Exception) -> Exception:
 
 def check_device(error: Exception):
     """Raise `error` where a device failed or is full: no fault of the recording that goes through it alone."""
-    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))):
+    # Before torch 2.8 only the message tells.
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))
+    if isinstance(error, kinds) or "CUDA error" in str(error):
         raise error
 
 
@@ -153,13 +155,14 @@ def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
 
 
 def gather(recordings: Iterable[Recording], most_samples: int) -> Iterator[list[Recording]]:
-    """Runs of recordings, in order, that hold about `most_samples` of audio each."""
+    """Runs of recordings, in order, that hold about `most_samples` of audio each, or end with a long one, whose file
+    may be large."""
     pool: list[Recording] = []
     held = 0
     for recording in recordings:
         pool.append(recording)
         held += 0 if recording.audio is None else recording.audio.shape[1]
-        if held >= most_samples or len(pool) >= 4096:
+        if held >= most_samples or recording.is_long or len(pool) >= 4096:
             yield pool
             pool, held = [], 0
     if pool:

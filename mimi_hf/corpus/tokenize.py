@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..loading import ModelChoice, weights_digest
+from ..loading import ModelChoice
 from .batches import code_dtype
 from .card import tokenized_card
 from .encoding import Encoded, EncodingOptions, ShardReport, encode_examples
@@ -42,26 +42,26 @@ class TokenizeJob(Job):
     """
 
     decisive = ("task", "dtype", "codebook_digest", "encoder_digest", "num_quantizers", "columns")
+    unused = ("decoder.", "decoder_transformer.", "upsample.")
 
     def __init__(
-        self, source, output: Output, model: ModelChoice, options: EncodingOptions, shard_size=1000, strict=False
+        self, source, output: Output, model: ModelChoice, options: EncodingOptions, shard_size=None, strict=False
     ):
-        super().__init__(source, output, shard_size)
-        self.model, self.strict = model, strict
+        super().__init__(source, output, model, shard_size)
+        self.strict = strict
         taken = {ID, CODES, SAMPLES}.intersection(source.schema().names)
         if taken:
             raise ValueError(
                 f"The source has columns named {', '.join(sorted(taken))}, which the output needs. Rename them, or"
                 " leave them out by naming the columns to keep."
             )
-        loaded = model.load("cpu")
+        loaded = self.load("cpu")
         # All workers shall agree on K, and the manifest shall name it.
         quantizers = loaded.quantizer.check_num_quantizers(options.num_quantizers)
         self.options = replace(options, num_quantizers=quantizers)
         self.codebook_size, self.sampling_rate = loaded.config.codebook_size, loaded.config.sampling_rate
         self.frame_size, self.frame_rate = loaded.config.frame_size, loaded.config.frame_rate
-        encoder = weights_digest(loaded, ("decoder.", "decoder_transformer.", "upsample."))
-        self.digests = {"codebook_digest": loaded.codebook_digest, "encoder_digest": encoder}
+        self.codebook_digest = loaded.codebook_digest
 
     def settings(self) -> dict:
         return {
@@ -69,7 +69,8 @@ class TokenizeJob(Job):
             "model": self.model.name,
             "revision": self.model.revision,
             "dtype": self.model.dtype,
-            **self.digests,
+            "codebook_digest": self.codebook_digest,
+            "encoder_digest": self.weights_digest,
             "num_quantizers": self.options.num_quantizers,
             "codebook_size": self.codebook_size,
             "sampling_rate": self.sampling_rate,
@@ -77,9 +78,6 @@ class TokenizeJob(Job):
             "columns": {field.name: str(field.type) for field in self.source.schema()},
             "mimi_hf": importlib.metadata.version("mimi_hf"),
         }
-
-    def load(self, device: str | None):
-        return self.model.load(device)
 
     def run(self, model, index: int, progress: Progress) -> ShardReport:
         report = self.empty_report()
@@ -121,7 +119,7 @@ class TokenizeJob(Job):
     def write_card(self, total: ShardReport | None):
         numbers = None if total is None else self.totals(total)
         card = tokenized_card(self.settings(), self.source.describe(), numbers)
-        self.output.write("README.md", card.encode())
+        self.output.write("README.md", card.encode("utf-8", "backslashreplace"))
 
 
 def totals(report: ShardReport, sampling_rate: int) -> dict:

@@ -1,8 +1,10 @@
 """What all sources have in common."""
 
+import errno
 import io
 import numbers
 import os
+import re
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
@@ -13,10 +15,14 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from .files import is_url, join, open_binary
+from .files import is_url, join, read_binary
 
 # What is opened as an audio file, whatever its case.
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
+
+_LOCAL_URL = re.compile("^(file|local)://")
+# WAV files hold the rate in 32 bits, of which soundfile leaves one to the sign.
+_HIGHEST_RATE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,10 @@ def resolve_audio(example: Example) -> str | bytes:
     array becomes a WAV file of 32-bit floats.
 
     Raises:
-        ValueError: the source could not give this example, or its array is no audio.
-        OSError: the file cannot be fetched.
+        ValueError: the source could not give this example, its array is no audio, or its path is one of a folder, a
+            device or a pipe.
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be fetched, which may be different another time.
 
     Example:
 
@@ -91,20 +99,24 @@ def resolve_audio(example: Example) -> str | bytes:
     if example.audio is None:
         raise ValueError(example.error or f"Example {example.id!r} has no audio.")
     audio = example.audio
-    if isinstance(audio, str) and (is_url(audio) or printable(audio) != audio):
-        with open_binary(audio) as file:
-            return file.read()
-    return _wav(**audio) if isinstance(audio, dict) else audio
+    if not isinstance(audio, str):
+        return _wav(**audio) if isinstance(audio, dict) else audio
+    audio = _LOCAL_URL.sub("", audio)
+    # Manifests may come from anywhere, and a device or a pipe may never end.
+    if not is_url(audio) and os.path.exists(audio) and not os.path.isfile(audio):
+        raise ValueError(f"{audio!r} is a folder, a device or a pipe, but a regular file is needed.")
+    return read_binary(audio) if is_url(audio) or printable(audio) != audio else audio
 
 
 def _wav(array: np.ndarray, sampling_rate: int | None) -> bytes:
     """A WAV file of audio (N,) or (C, N)."""
     import soundfile
 
-    if sampling_rate is None or array.dtype.kind != "f" or array.ndim not in (1, 2):
+    is_rate = isinstance(sampling_rate, numbers.Real) and 1 <= sampling_rate <= _HIGHEST_RATE
+    if not is_rate or array.dtype.kind != "f" or array.ndim not in (1, 2):
         raise ValueError(
-            f"An array of {array.dtype}, of shape {array.shape}, with the sampling rate {sampling_rate}: floating point"
-            " in [-1, 1], the shape (samples,) or (channels, samples), and a rate are needed."
+            f"An array of {array.dtype}, of shape {array.shape}, with the sampling rate {sampling_rate!r}: floating"
+            " point in [-1, 1], the shape (samples,) or (channels, samples), and a rate are needed."
         )
     file = io.BytesIO()
     try:
@@ -134,6 +146,8 @@ def as_audio(value, root: str) -> str | bytes | dict:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value:
+        if root.startswith("hf://") and (os.path.isabs(value) or _LOCAL_URL.match(value)):
+            raise ValueError(f"{value!r} is a file of this machine, which data of the Hub must not name.")
         return value if is_url(value) or os.path.isabs(value) else join(root, value)
     if value is None or value == "":
         raise ValueError("There is no audio: neither bytes nor a path.")
@@ -144,9 +158,11 @@ def is_damage(error: Exception) -> bool:
     """Whether `error` tells of bytes that are wrong or absent, and not, for example, of a network that is down.
 
     Damage is the fault of one example and will be there the next time; all else should stop the work on a shard, so
-    that it can be done again.
+    that it can be done again. What lies behind URLs raises no PermissionError, see [`mimi_hf.corpus.remote`].
     """
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return True
     if type(error) is OSError and error.errno is None:  # pyarrow's, for damaged pages
         return True

@@ -1,6 +1,7 @@
 """The columns that a source keeps, and the types of values that come without any."""
 
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -104,17 +105,37 @@ def storable(kind: pa.DataType) -> pa.DataType:
 
 
 def conform(value, kind: pa.DataType):
-    """A value as one that Arrow takes for `kind`, where the types of several values were merged."""
+    """A value as one that Arrow takes for `kind`, where the types of several values were merged.
+
+    Raises:
+        ValueError: it is none of that type, as files of one data set may differ.
+
+    Example:
+
+        >>> conform(1, pa.float64()), conform([1, "a"], pa.list_(pa.string()))
+        (1.0, ['1', 'a'])
+    """
+    try:
+        converted = _convert(value, kind)
+        pa.array([converted], kind)  # as will be done with it, where an error would cost the other rows, too
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{reprlib.repr(value)} is not of the type {kind} of its column ({error}).") from error
+    return converted
+
+
+def _convert(value, kind: pa.DataType):
     if value is None:
         return None
     if pa.types.is_string(kind):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if pa.types.is_floating(kind):
         return float(value)
+    if pa.types.is_integer(kind) and value != int(value):  # Arrow would cut it off
+        raise ValueError("it is no whole number")
     if pa.types.is_list(kind) and isinstance(value, list):
-        return [conform(element, kind.value_type) for element in value]
+        return [_convert(element, kind.value_type) for element in value]
     if pa.types.is_struct(kind) and isinstance(value, dict):
-        return {field.name: conform(value.get(field.name), field.type) for field in kind}
+        return {field.name: _convert(value.get(field.name), field.type) for field in kind}
     return value
 
 

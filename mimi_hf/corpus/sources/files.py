@@ -1,21 +1,21 @@
 """Files on this machine and behind URLs: which there are, and opening them."""
 
 import itertools
+import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+from ..remote import is_url, open_url, read_url
+
+logger = logging.getLogger(__name__)
+
 _GLOB = re.compile(r"[*?\[]")
 _PATTERN = re.compile(r"[*?\[{]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MOST_BRACES = 1_000_000
-
-
-def is_url(path: str) -> bool:
-    return _URL.match(path) is not None
 
 
 def join(root: str, name: str) -> str:
@@ -34,10 +34,15 @@ def join(root: str, name: str) -> str:
 
 def open_binary(path: str):
     """A binary file that can seek, of a path or a URL that fsspec knows."""
-    if not is_url(path):
-        return open(path, "rb")
-    file_system, path = _file_system(path)
-    return file_system.open(path, "rb")
+    return open_url(_no_chain(path)) if is_url(path) else open(path, "rb")
+
+
+def read_binary(path: str) -> bytes:
+    """The content of a path or a URL that fsspec knows."""
+    if is_url(path):
+        return read_url(_no_chain(path))
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def extension(name: str) -> str:
@@ -159,31 +164,45 @@ def _file_system(location: str):
         from fsspec.implementations.local import LocalFileSystem
 
         return LocalFileSystem(), os.path.abspath(location)
-    if "::" in location:
-        raise ValueError(f"{location!r} is a chain of URLs, which is not supported. Unpack the archive first.")
     from fsspec.core import url_to_fs
 
-    return url_to_fs(location)
+    return url_to_fs(_no_chain(location))
+
+
+def _no_chain(url: str) -> str:
+    if "::" in url:
+        raise ValueError(f"{url!r} is a chain of URLs, which is not supported. Unpack the archive first.")
+    return url
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Names of all files under a local folder. Where a link leads back to a folder that it lies in, it is left."""
-    stack = [("", (_identity(root),))]
+    """Names of all files under a local folder. Where a link leads back to a folder that it lies in, it is left; so is a
+    folder that may not be read, such as `lost+found`, with a warning."""
+    stack: list[tuple[str, tuple]] = [("", ())]
     while stack:
         folder, ancestors = stack.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                name = posixpath.join(folder, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink() and not os.path.exists(entry.path):
-                    yield name  # a link to nowhere is an example, too, and will be found to be unreadable
-                elif entry.is_dir():
-                    identity = _identity(entry.path)
-                    if identity not in ancestors:
-                        stack.append((name, (*ancestors, identity)))
-                elif entry.is_file():
-                    yield name
+        path = os.path.join(root, folder)
+        try:
+            identity = _identity(path)
+            if identity in ancestors:
+                continue
+            with os.scandir(path) as found:
+                entries = list(found)
+        except PermissionError as error:
+            if not folder:
+                raise
+            logger.warning("The folder %r is left out: it may not be read (%s).", path, error.strerror)
+            continue
+        for entry in entries:
+            name = posixpath.join(folder, entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                yield name  # a link to nowhere is an example, too, and will be found to be unreadable
+            elif entry.is_dir():
+                stack.append((name, (*ancestors, identity)))
+            elif entry.is_file():
+                yield name
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from ..remote import is_absent
 from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage
 from .columns import Columns, unify
 from .parquet import choose_audio
@@ -39,7 +40,7 @@ class HubSource(Source):
         self.name, revision = (url[1], revision or url[2]) if url else (location, revision)
         self.revision = None
         if os.path.isdir(self.name):
-            self.name = os.path.abspath(self.name)
+            self.name = os.path.realpath(self.name)  # as `datasets` does, so that its paths begin with it
         else:
             self.revision = self._explained(lambda: _commit(self.name, revision))
         streams = self._streams
@@ -78,7 +79,7 @@ class HubSource(Source):
                 yield self._example(f"{split}/{index}:{row}", split, record)
                 row += 1
         except DAMAGE as error:
-            if not is_damage(error):
+            if not (is_damage(error) if os.path.isabs(self.name) else _is_damage_behind_url(error)):
                 raise
             problem = f"File {index} of the split {split!r} cannot be read after row {row}: {error}"
             yield Example(f"{split}/{index}:rest", None, error=problem)
@@ -88,7 +89,7 @@ class HubSource(Source):
         try:
             named = {name: _name(record.get(name), names) for name, names in self.classes[split].items()}
             columns = self.columns.of({**({"split": split} if self.adds_split else {}), **record, **named})
-            return Example(identifier, as_audio(record.get(self.audio_column), self._root), columns)
+            return Example(identifier, _own_audio(record.get(self.audio_column), self._root), columns)
         except (ValueError, OverflowError) as error:
             return Example(identifier, None, columns, error=str(error))
 
@@ -130,6 +131,19 @@ def _commit(name: str, revision: str | None) -> str:
         raise
     except Exception as error:  # of the HTTP client, whose errors are of no kind that it shares with others
         raise OSError(f"the Hub cannot be reached ({error}).") from error
+
+
+def _is_damage_behind_url(error: Exception) -> bool:
+    """[`is_damage`], of errors of the Hub's client, which raises kinds of OSError for all that it meets."""
+    return is_absent(error) if isinstance(error, OSError) and type(error) is not OSError else is_damage(error)
+
+
+def _own_audio(value, root: str) -> str | bytes | dict:
+    """[`as_audio`]; refuses what lies outside of `root`, since a data set must name no other files of this machine."""
+    audio = as_audio(value, root)
+    if isinstance(audio, str) and (not audio.startswith(root.rstrip("/") + "/") or ".." in audio.split("/")):
+        raise ValueError(f"{audio!r} lies outside of the data set {root!r}, whose rows may only name files in it.")
+    return audio
 
 
 def _with_features(stream):

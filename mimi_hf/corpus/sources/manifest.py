@@ -18,6 +18,8 @@ from .records import DIALECTS, Record, csv_header, csv_records, json_records, pa
 EXTENSIONS = ("jsonl", "json", "ndjson", "csv", "tsv")
 AUDIO_COLUMNS = ("audio", "audio_filepath", "audio_path", "path", "file", "file_name", "wav")
 START_COLUMNS = ("offset", "start")
+# Seconds, about 30 000 years: samples can be counted, whatever the rate.
+_LONGEST = 1e12
 
 
 class ManifestSource(Source):
@@ -151,10 +153,10 @@ def _seconds(record: dict, column: str | None, default: float | None) -> float |
         return default
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
-        raise ValueError(f"{column}={value!r} must be a number of seconds, at least 0.")
+    if isinstance(value, bool) or not 0 <= seconds < _LONGEST:
+        raise ValueError(f"{column}={value!r} must be a number of seconds, at least 0 and below {_LONGEST:.0e}.")
     return seconds
 
 
