@@ -1,8 +1,12 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A suite in the background of a shell inherits this, and the commands that it starts would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from tiny import make_model

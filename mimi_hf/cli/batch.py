@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -11,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..processes import end_with_parent, interrupts_held
 
 # What libsndfile reads, by the extensions in use.
 AUDIO = {
@@ -112,7 +113,8 @@ def _run_pool(task: FileTask, queue: deque[Pair], begun: list[Pair], jobs: int) 
         try:
             while queue or running:
                 while queue and len(running) < jobs:
-                    future = pool.submit(_do_here, *queue[0])
+                    with interrupts_held():  # the first call starts the processes, which inherit this
+                        future = pool.submit(_do_here, *queue[0])
                     running[future] = queue.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
@@ -150,9 +152,8 @@ class _Worker:
 
 
 def _start(task: FileTask, threads: int):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
     import torch
 
@@ -176,8 +177,3 @@ def _stop(number, _frame):
     if not _Worker.busy:
         os._exit(128 + number)
     raise SystemExit(128 + number)
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -7,8 +7,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from ..processes import end_with_parent, interrupts_held
 from .jobs import Job, Progress
 
 logger = logging.getLogger(__name__)
@@ -193,7 +192,8 @@ def _feed_processes(pool: ProcessPoolExecutor, indices: Sequence[int], most: int
     waiting, running = iter(indices), {}
     while True:
         while len(running) < most and (index := next(waiting, None)) is not None:
-            running[pool.submit(_work, index)] = index
+            with interrupts_held():  # the first call starts the processes, which inherit this
+                running[pool.submit(_work, index)] = index
         if not running:
             return
         ended = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)[0]
@@ -209,18 +209,12 @@ def _start_worker(job: Job, device: str | None, processes: int, seconds):
     """Once in each process: its share of the cores, or its GPU, and the model."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    end_with_parent()
     torch.set_num_threads(max(1, usable_cores() // processes))
     if device is None and torch.cuda.is_available():
         number = int(multiprocessing.current_process().name.rpartition("-")[2])  # SpawnProcess-1, -2, …
         device = f"cuda:{number % torch.cuda.device_count()}"
     _worker.update(job=job, model=job.load(device), seconds=seconds)
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _work(index: int):
