@@ -1,7 +1,7 @@
 """How fast a folder of recordings becomes codes, beside the model by itself and a `map` with transformers' own Mimi.
 
     python benchmarks/corpus.py                        # 1000 clips of 1 to 20 s: about half an hour on two cores
-    python benchmarks/corpus.py --num-proc 2           # and the folder once more, in two processes
+    python benchmarks/corpus.py --num-proc 1           # and the folder once more, in one process
     python benchmarks/corpus.py --profile --clips 100  # where `mimi-hf tokenize` spends its time
     python benchmarks/corpus.py --smoke                # does it run? (figures mean nothing)
 
@@ -200,6 +200,7 @@ def commands(plan: Plan) -> dict[str, tuple]:
 def tokenize_in_other_ways(clips: Clips, scratch: Path, options: tuple) -> dict[str, dict]:
     """Codes that must be the same whatever the number of processes, and the batches."""
     ways = {
+        "one process": ("--num-proc", 1),
         "two processes": ("--num-proc", 2, "--shard-size", max(1, len(clips.seconds) // 4)),
         "batches of 40 s": ("--batch-seconds", 40),
         "batches of one": ("--batch-seconds", 0.1),
