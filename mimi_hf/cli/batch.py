@@ -122,9 +122,9 @@ def _run_pool(task: FileTask, queue: deque[Pair], begun: list[Pair], jobs: int) 
         except BrokenProcessPool:
             begun += running.values()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -183,7 +183,7 @@ def run_processes(
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.kill()  # a shard is whole or not there: nothing is lost
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -7,14 +7,17 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 # File systems that show a file once its upload is complete, and have no cheap rename. Elsewhere files are uploaded
 # under another name and renamed.
 _SHOW_WHOLE_FILES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
 _ASIDE = ".unfinished"
+
+Made = TypeVar("Made")
 
 
 class Output:
@@ -105,11 +108,12 @@ class Output:
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A local folder for files on their way, on the disk of the output where that is local; gone at the end."""
-        place = None
+        place = self.path(f"{_ASIDE}/shards")
         if self.is_local:
-            place = self.path(f"{_ASIDE}/shards")
-            os.makedirs(place, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+            aside = _make_in(place, lambda: tempfile.TemporaryDirectory(dir=place))
+        else:
+            aside = tempfile.TemporaryDirectory()
+        with aside as folder:
             yield Path(folder)
 
     def remove_unfinished(self, alone: bool):
@@ -138,15 +142,10 @@ class Output:
         return "/".join(filter(None, (_ASIDE, folder.split("/")[0], f"{uuid.uuid4().hex[:12]}-{last}")))
 
     def _local_aside(self, name: str) -> Path:
-        """An empty file to write to, whose folder nobody removes."""
+        """An empty file to write to, whose folder nobody removes therefore."""
         aside = Path(self.path(self._aside(name)))
-        while True:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                aside.touch(exist_ok=False)
-                return aside
-            except FileNotFoundError:  # another process removed the folder while it was empty
-                continue
+        _make_in(aside.parent, lambda: aside.touch(exist_ok=False))
+        return aside
 
     def _upload(self, local: Path, name: str):
         self._fs.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
@@ -159,3 +158,14 @@ class Output:
         with suppress(FileNotFoundError):
             self._fs.rm_file(self.path(name))  # some do not rename onto a file
         self._fs.mv(aside, self.path(name))
+
+
+def _make_in(folder: str | Path, make: Callable[[], Made]) -> Made:
+    """What `make` makes in a folder, which other processes remove whenever it is empty."""
+    for attempts_left in reversed(range(100)):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            return make()
+        except (FileNotFoundError, FileExistsError):  # removed before `make`, or while `makedirs` looked at it
+            if not attempts_left:
+                raise
