@@ -19,6 +19,8 @@ _EXPORTS = {
     "MimiEncoderOutput": "outputs",
     "MimiDecoderOutput": "outputs",
     "MimiOutput": "outputs",
+    "MimiTrainingOutput": "outputs",
+    "QuantizerTraining": "layers.quantizer_training",
     "EncoderStream": "streaming",
     "DecoderStream": "streaming",
     "AudioTokenizationPipeline": "pipelines",

@@ -5,6 +5,7 @@ import math
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -18,7 +19,7 @@ from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
 from .layers.seanet import SEANetDecoder, SEANetEncoder
 from .layers.state import join_rows, map_state
 from .layers.transformer import LayerScale, Transformer, TransformerState
-from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
+from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput, MimiTrainingOutput
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
 from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
 
@@ -399,15 +400,25 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         padding_cache: EncoderStream | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
-    ) -> MimiOutput | tuple:
+        return_loss: bool = True,
+    ) -> MimiOutput | MimiTrainingOutput | tuple:
         """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
         `input_values` or `padding_mask`, where one is given).
 
-        The arguments are those of [`encode`] and [`decode`].
+        In training mode, audio goes through encoder, quantizer and decoder with gradients, and the codebooks learn as
+        `model.quantizer.training_options` say ([`QuantizerTraining`]); the losses are in the output.
+
+        Args:
+            return_loss: in training mode, compute the reconstruction loss too, and the sum.
+
+        The other arguments are those of [`encode`] and [`decode`].
         """
         caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
         streaming = self.config.use_streaming if use_streaming is None else use_streaming
         streaming = streaming or any(cache is not None for cache in caches)
+        if self.training and audio_codes is None and not streaming:
+            output = self._train_on(input_values, padding_mask, num_quantizers, return_loss)
+            return self._output(output, return_dict)
         encoded = MimiEncoderOutput(audio_codes)
         if audio_codes is None:
             encoded = self.encode(
@@ -426,6 +437,37 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             encoded.audio_codes_mask,
         )
         return self._output(output, return_dict)
+
+    def _train_on(self, input_values, padding_mask, num_quantizers, return_loss: bool) -> MimiTrainingOutput:
+        self._need("encoder")
+        self._need("decoder")
+        num_quantizers = self.quantizer.check_num_quantizers(num_quantizers)
+        self._check_audio(input_values)
+        self._arrange_weights()
+        rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
+        audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
+        if audio.shape[2] < rows.frames * rows.frame_size:
+            audio = F.pad(audio, (0, rows.frames * rows.frame_size - audio.shape[2]))
+        mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)
+        latents, _ = self.encode_tile(audio.transpose(1, 2).to(self.dtype), None)
+        quantized = self.quantizer.quantize(latents, mask, num_quantizers)
+        decoded, _ = self.decode_tile(quantized.latents.to(self.dtype), None)
+        audio_values = rows.place_audio(decoded.transpose(1, 2))
+        output = MimiTrainingOutput(
+            commitment_loss=quantized.commitment,
+            audio_values=audio_values,
+            audio_codes=quantized.codes,
+            latents=latents,
+            semantic_latents=quantized.semantic,
+            audio_codes_mask=mask,
+        )
+        if return_loss:
+            from .training.losses import reconstruction_loss
+
+            target = rows.place_audio(audio)
+            output.reconstruction_loss = reconstruction_loss(target, audio_values, self.config.sampling_rate)
+            output.loss = output.reconstruction_loss + 0.25 * output.commitment_loss
+        return output
 
     # Streams
 
@@ -472,10 +514,12 @@ class MimiModel(PreTrainedAudioTokenizerBase):
     def _through(self, layer: nn.Module, x: Tensor, state, frame: int):
         """A SEANet on x: Tensor, shape = (B, F * frame, C). On a CPU its activations should stay in the cache."""
         # A compiled graph would be one of so and so many pieces, and compiled again for another length.
-        in_cache = self.device.type == "cpu" and not torch.compiler.is_compiling()
+        # Training keeps them all anyway.
+        in_cache = self.device.type == "cpu" and not torch.compiler.is_compiling() and not self.training
         if in_cache and len(x) > 1 and x.shape[1] // frame >= _ROW_FRAMES:
             return _row_by_row(layer, x, state, frame, _PIECE_FRAMES)
-        return _in_pieces(layer, x, state, frame, max(1, (_PIECE_FRAMES if in_cache else 1024) // len(x)))
+        most = max(1, (_PIECE_FRAMES if in_cache else 1024) // len(x))
+        return _in_pieces(layer, x, state, frame, most)
 
     def _arrange_weights(self):
         places = {tensor.device for tensor in (*self.parameters(), *self.buffers())}

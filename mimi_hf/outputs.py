@@ -47,3 +47,26 @@ class MimiOutput(ModelOutput):
     encoder_past_key_values: EncoderStream | None = None
     decoder_past_key_values: DecoderStream | None = None
     audio_codes_mask: Tensor | None = None
+
+
+@dataclass
+class MimiTrainingOutput(ModelOutput):
+    """
+    loss: Tensor, shape = (), the sum of the parts, the commitment weighed by 0.25; None where none was asked for.
+    reconstruction_loss: Tensor, shape = (), of the audio; see [`mimi_hf.training.losses.reconstruction_loss`].
+    commitment_loss: Tensor, shape = (), of the latents to the entries of the codebooks.
+    audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
+    audio_codes: Tensor, shape = (B, K, F), int64; zeros while the quantizer is off.
+    latents: Tensor, shape = (B, F, D), before the quantizer.
+    semantic_latents: Tensor, shape = (B, F, D), what the semantic codebooks stand for, to be distilled to.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Frames are those of rows that begin at 0.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    commitment_loss: Tensor | None = None
+    audio_values: Tensor | None = None
+    audio_codes: Tensor | None = None
+    latents: Tensor | None = None
+    semantic_latents: Tensor | None = None
+    audio_codes_mask: Tensor | None = None

@@ -7,9 +7,11 @@ from .benchmark import benchmark
 from .decode import decode
 from .detokenize import detokenize
 from .encode import encode
+from .evaluate import evaluate
 from .info import info
 from .roundtrip import roundtrip
 from .tokenize import tokenize
+from .train import train
 
 app = typer.Typer(
     name="mimi-hf",
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (encode, decode, info, tokenize, detokenize, roundtrip, convert, benchmark):
+for command in (encode, decode, info, tokenize, detokenize, roundtrip, evaluate, train, convert, benchmark):
     app.command()(command)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .product import sum_of_products
+from .quantizer_training import Quantized, QuantizerTraining, draw, initialize_codebooks, quantize_levels
 
 EPSILON = 1e-5
 _INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
@@ -155,6 +156,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         self.acoustic_residual_vector_quantizer = ResidualVectorQuantizer(
             config, config.num_quantizers - config.num_semantic_quantizers
         )
+        self.training_options = QuantizerTraining()
 
     def prepare(self):
         """Derive the codebooks where they have changed: a compiled graph takes them as they are."""
@@ -177,6 +179,66 @@ class SplitResidualVectorQuantizer(nn.Module):
         if codes.shape[1] > semantic:
             latents = latents + self.acoustic_residual_vector_quantizer.lookup(codes[:, semantic:])
         return latents
+
+    # In training
+
+    def _halves(self):
+        """Both residual quantizers, each with the number of codebooks before its own."""
+        yield self.semantic_residual_vector_quantizer, 0
+        yield self.acoustic_residual_vector_quantizer, self.num_semantic_quantizers
+
+    def reset_codebooks(self):
+        """Forget the codebooks: the next training step, or [`initialize`], makes new ones by k-means."""
+        for half, _ in self._halves():
+            for layer in half.layers:
+                layer.codebook.initialized.zero_()
+
+    def initialize(self, latents: Tensor, batches: int = 1):
+        """Make the codebooks from latents, by k-means.
+
+        Args:
+            latents: Tensor, shape = (B, F, D). The more there are, the better.
+            batches: how many training steps they are of.
+        """
+        iterations = self.training_options.kmeans_iterations
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            for half, _ in self._halves():
+                vectors = _project(half.input_proj, latents).float().flatten(0, 1)
+                initialize_codebooks([layer.codebook for layer in half.layers], vectors, iterations, batches)
+
+    def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
+        """What training mode makes of latents: [`search`] and [`lookup`] in one, with gradients, and the codebooks
+        moved on.
+
+        Args:
+            latents: Tensor, shape = (B, F, D).
+            mask: Tensor, shape = (B, F), bool, True for real frames.
+            num_quantizers: the most that a sequence uses.
+        """
+        options, fewest = self.training_options, self.num_semantic_quantizers
+        if options.enabled and not self.semantic_residual_vector_quantizer.layers[0].codebook.initialized:
+            self.initialize(latents)
+        levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)
+        outputs, codes, error, count = [], [], 0.0, 0.0
+        with torch.autocast(latents.device.type, enabled=False):
+            for half, before in self._halves():
+                x = _project(half.input_proj, latents).float()
+                if options.enabled:
+                    codebooks = [layer.codebook for layer in half.layers[: max(0, num_quantizers - before)]]
+                    y, code, half_error, half_count = quantize_levels(codebooks, x, levels - before, mask, options)
+                    # An unquantized latent goes through both projections, too: then it is what ever finer codebooks
+                    # come to, and the decoder sees one space.
+                    error, count = error + half_error, count + half_count
+                    codes.append(code)
+                    outputs.append((half, torch.where(raw[:, None, None], x, y), y))
+                else:
+                    outputs.append((half, x, x))
+            latents = sum(_project(half.output_proj, mixed) for half, mixed, _ in outputs)
+            semantic = _project(outputs[0][0].output_proj, outputs[0][2])
+        if not options.enabled:
+            codes = [latents.new_zeros(len(latents), num_quantizers, latents.shape[1], dtype=torch.int64)]
+            count, error = latents.new_ones(()), latents.new_zeros(())
+        return Quantized(latents, semantic, torch.cat(codes, dim=1), error / count.clamp(min=1))
 
     def check_num_quantizers(self, num_quantizers: int | None) -> int:
         """The number of codebooks to use: all where None.

@@ -1,0 +1,245 @@
+"""The command `mimi-hf evaluate`."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .batch import describe
+from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype, fail
+from .corpora import EXPLAINED as EXPECTED
+from .pipes import ending_cleanly
+
+_FAILURES_TOLD = 20
+
+
+def evaluate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Recordings: a file, a folder, a manifest, parquet files, a data set of the Hub, …, as for"
+            " `mimi-hf tokenize`.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="A folder to make, for all results.", show_default=False)
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    num_quantizers: Annotated[
+        str | None,
+        typer.Option(
+            "--num-quantizers",
+            "-k",
+            metavar="K,K,…",
+            help="Numbers of codebooks to evaluate.",
+            show_default="those of 1,2,4,8 that the model has",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="Of stoi, pesq, visqol, dnsmos, mel_distance, si_sdr.", show_default="all installed"
+        ),
+    ] = None,
+    agree_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Compare codes and audio with those of another model, precision or engine instead; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of each recording, from its start.", show_default="all")
+    ] = None,
+    limit_files: Annotated[
+        int | None, typer.Option(help="Take the first ones alone.", min=1, show_default="all")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", help="Processes for the metrics.", min=1, show_default="half of the cores"),
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "float32",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")] = False,
+    quiet: QuietOption = False,
+    json: Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")] = False,
+):
+    """Measure how good a model is on recordings, at several bitrates.
+
+        mimi-hf evaluate recordings/ results/ -k 1,2,4,8
+
+    shows intelligibility (STOI), quality (PESQ-WB, ViSQOL, DNSMOS), distances
+    (mel, SI-SDR), how far the codebooks are used, and the speed. In results/:
+    report.json, files.csv (a row for each file and bitrate), quality.png
+    (against bitrate) and spectrogram.png (of the first file). The metrics:
+    pip install 'mimi_hf[eval]'. A file that can't be read is reported, and
+    the others are evaluated.
+
+    Is a precision good enough? How many codes change, and how far the audio
+    of the same codes is off:
+
+        mimi-hf evaluate recordings/ --agree-with bfloat16 --agree-with int8
+
+    OTHER is float32, bfloat16, float16, int8 (8-bit weights); stream (frame
+    by frame), compiled (the same, compiled), native (transformers' own Mimi);
+    or another model.
+
+    Exit status: 0 all is well; 1 something failed, a file, too; 2 wrong
+    usage; 130, 143: ended by Ctrl-C, SIGTERM, and OUT is as it was.
+    """
+    check_dtype(dtype)
+    levels = _parse_levels(num_quantizers)
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise typer.BadParameter("--seconds must be positive: how much of each recording.")
+    if agree_with and metrics:
+        raise typer.BadParameter("--agree-with compares codes and audio, without --metrics. Run the command twice.")
+    names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
+    work = _Work(source, output, model, levels, names, seconds, limit_files, jobs, device, dtype, force, quiet, json)
+    with ending_cleanly():
+        try:
+            work.check(pictures=not agree_with)
+            failures, count = work.compare(agree_with) if agree_with else work.measure()
+        except EXPECTED as error:
+            raise fail(describe(error)) from None
+        for file in failures[:_FAILURES_TOLD]:
+            typer.echo(f"{file.id}: {file.reason}", err=True)
+        if failures:
+            more = f", of whom {_FAILURES_TOLD} are named" if len(failures) > _FAILURES_TOLD else ""
+            raise fail(f"{len(failures)} of {count} recordings could not be read{more}; the figures are of the others.")
+
+
+def _parse_levels(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) < 1:
+        raise typer.BadParameter(f"-k {text} must be numbers of codebooks with commas between them, like 1,2,4,8.")
+    return levels
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, as the options say."""
+
+    source: str
+    output: Path | None
+    model: str
+    levels: list[int] | None
+    metrics: list[str] | None
+    seconds: float | None
+    limit_files: int | None
+    jobs: int | None
+    device: str | None
+    dtype: str
+    force: bool
+    quiet: bool
+    json: bool
+
+    @cached_property
+    def console(self):
+        from rich.console import Console
+
+        return Console(stderr=True, quiet=self.quiet)
+
+    def check(self, pictures: bool):
+        """Refuse what cannot go well, before anything heavy begins."""
+        from ..evaluation.metrics import choose_metrics
+        from ..evaluation.output import check_folder
+        from ..evaluation.picture import check_installed
+
+        if self.metrics is not None:
+            try:
+                choose_metrics(self.metrics)
+            except ValueError as error:
+                raise typer.BadParameter(f"--metrics: {error}") from None
+        if self.output is not None:
+            check_folder(self.output, self.force)
+            if pictures:
+                check_installed()
+
+    def measure(self):
+        """The recordings that failed, and the number of all."""
+        with self.console.status(f"Loading {self.model} …"):
+            from ..evaluation.evaluate import evaluate as run
+            from ..evaluation.tables import quality_tables
+
+            source, choice = self._open()
+            model = choice.load(self.device)
+        with self._progress("Evaluating") as update:
+            report = run(
+                model, source, self.levels, self.metrics, self.seconds, self.limit_files, self.jobs, progress=update
+            )
+        facts = {"model": self.model, "source": self.source}
+        if self.output is not None:
+            from ..evaluation.output import write_evaluation
+
+            write_evaluation(self.output, report, **facts)
+        self._tell({**facts, **report.to_dict()}, quality_tables(report, told_all=self.metrics is not None))
+        return report.failures, len(report.files)
+
+    def compare(self, others: list[str]):
+        """The recordings that failed, and the number of all."""
+        with self.console.status(f"Loading {self.model} …"):
+            from ..evaluation.agreement import compare
+            from ..evaluation.engines import open_engine
+            from ..evaluation.tables import agreement_tables
+
+            source, choice = self._open()
+            first = open_engine("eager", choice, self.device)
+            first.name = f"{self.model} in {choice.dtype}"
+        reports = []
+        for other in others:
+            with self.console.status(f"Loading {other} …"):
+                second = open_engine(other, choice, self.device)
+            with self._progress(f"Comparing with {other}") as update:
+                most = None if self.levels is None else max(self.levels)
+                reports.append(compare(first, second, source, most, self.seconds, self.limit_files, update))
+        facts = {"model": self.model, "source": self.source, "dtype": choice.dtype}
+        if self.output is not None:
+            from ..evaluation.output import write_agreement
+
+            write_agreement(self.output, reports, **facts)
+        self._tell({**facts, "agreement": [report.to_dict() for report in reports]}, agreement_tables(reports))
+        return reports[0].failures, len(reports[0].files)
+
+    def _open(self):
+        from ..corpus.sources import open_source
+        from ..loading import ModelChoice
+
+        leave_out = None if self.output is None else str(self.output)
+        return open_source(self.source, leave_out=leave_out), ModelChoice(self.model, self.dtype)
+
+    @contextmanager
+    def _progress(self, title: str):
+        """The function that moves a bar over recordings."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as progress:
+            task = progress.add_task(title, total=None)
+            yield lambda done, count: progress.update(task, completed=done, total=count)
+
+    def _tell(self, content: dict, tables: list):
+        if self.json:
+            from json import dumps
+
+            typer.echo(dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+        elif not self.quiet:
+            from rich.console import Console
+
+            console = Console(highlight=False)
+            for table in tables:
+                console.print(table)
+            if self.output is not None:
+                names = ", ".join(sorted(path.name for path in self.output.iterdir()))
+                console.print(f"{self.output}: {names}", soft_wrap=True)

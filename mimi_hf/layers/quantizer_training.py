@@ -1,0 +1,198 @@
+"""How the codebooks of a residual quantizer learn: by moving averages of what is assigned to them.
+
+Straight-through gradients and the commitment loss are those of VQ-VAE (arXiv:1711.00937, section 3.2), the moving
+averages those of its appendix A.1, k-means initialisation and the replacement of dead entries those of SoundStream
+(arXiv:2107.03312, section III-C); that some sequences stay unquantized is Mimi's (arXiv:2410.00037, section 3.3).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QuantizerTraining:
+    """What the quantizer does in training mode. Its draws come from torch's global generator.
+
+    decay: of the moving averages, per step.
+    dead_threshold: an entry that is used less than this share of the average entry is replaced by a latent of the
+        batch. 0 replaces none.
+    kmeans_iterations: of the initialisation.
+    quantizer_dropout: the share of sequences that use their first n codebooks alone, n evenly from the semantic ones
+        to all.
+    unquantized: the share of sequences whose latents the decoder gets unquantized.
+    update: whether codebooks learn. Where they do not, codes made before stay valid.
+    enabled: False leaves all latents unquantized, and the codebooks alone: before the codebooks of a new model exist.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    decay: float = 0.99
+    dead_threshold: float = 0.1
+    kmeans_iterations: int = 10
+    quantizer_dropout: float = 0.5
+    unquantized: float = 0.5
+    update: bool = True
+    enabled: bool = True
+
+    def __post_init__(self):
+        for name in ("decay", "dead_threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0 and below 1.")
+        for name in ("quantizer_dropout", "unquantized"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is a share, and must be from 0 to 1.")
+        if self.kmeans_iterations < 1:
+            raise ValueError(f"kmeans_iterations={self.kmeans_iterations!r} must be at least 1.")
+
+
+class Quantized(NamedTuple):
+    """What training mode makes of latents.
+
+    latents: Tensor, shape = (B, F, D), for the decoder.
+    semantic: Tensor, shape = (B, F, D), what the semantic codebooks alone stand for, all frames quantized.
+    codes: Tensor, shape = (B, K, F), int64.
+    commitment: Tensor, shape = (), the mean square of what each codebook leaves over.
+    """
+
+    latents: Tensor
+    semantic: Tensor
+    codes: Tensor
+    commitment: Tensor
+
+
+class Draws(NamedTuple):
+    """What is drawn for each sequence. levels: Tensor, shape = (B,), codebooks in use. raw: Tensor, (B,), bool."""
+
+    levels: Tensor
+    raw: Tensor
+
+
+def draw(options: QuantizerTraining, batch: int, fewest: int, most: int, device) -> Draws:
+    """Codebooks in use of each sequence, and whether it stays unquantized."""
+    levels = torch.randint(fewest, most + 1, (batch,), device=device)
+    dropped = torch.rand(batch, device=device) < options.quantizer_dropout
+    raw = torch.rand(batch, device=device) < options.unquantized
+    return Draws(torch.where(dropped, levels, most), raw)
+
+
+def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, options: QuantizerTraining):
+    """One residual quantizer, between its projections.
+
+    Args:
+        codebooks: [`Codebook`]s, of which the first `max(levels)` or all are used.
+        latents: Tensor, shape = (B, F, codebook_dim), in single precision.
+        levels: Tensor, shape = (B,), how many of the codebooks each sequence uses.
+        mask: Tensor, shape = (B, F), bool, True for real frames: the others teach nothing.
+
+    Returns:
+        The sum of the entries, shape of the latents, whose gradient is passed on to the latents; the codes, shape
+        (B, K, F); and the squared errors summed over frames, with their number.
+    """
+    residual, total, codes = latents, torch.zeros_like(latents), []
+    error, count = latents.new_zeros(()), latents.new_zeros(())
+    for level, codebook in enumerate(codebooks):
+        entries = codebook.embed
+        vectors = residual.detach()
+        code = torch.matmul(vectors, entries.t()).sub_(entries.square().sum(dim=1) / 2).argmax(dim=2)
+        chosen = F.embedding(code, entries)
+        if options.update:
+            update_codebook(codebook, vectors[mask], code[mask], options)
+        used = (level < levels)[:, None] & mask  # (B, F)
+        error = error + (residual - chosen).square().mean(dim=2).mul(used).sum()
+        count = count + used.sum()
+        total = total + chosen * (level < levels)[:, None, None]
+        residual = residual - chosen
+        codes.append(code)
+    return latents + (total - latents).detach(), torch.stack(codes, dim=1), error, count
+
+
+@torch.no_grad()
+def update_codebook(codebook, vectors: Tensor, codes: Tensor, options: QuantizerTraining):
+    """Move a codebook towards the vectors, shape = (n, codebook_dim), that chose its entries, of all processes."""
+    size, width = codebook.embed_sum.shape
+    moments = torch.zeros(size, 1 + width, device=vectors.device)
+    moments.index_add_(0, codes, F.pad(vectors, (1, 0), value=1.0))
+    if _many():
+        dist.all_reduce(moments)
+    counts, sums = moments[:, 0], moments[:, 1:]
+    codebook.cluster_usage.lerp_(counts, 1 - options.decay)
+    codebook.embed_sum.lerp_(sums, 1 - options.decay)
+    mean = codebook.cluster_usage.mean()
+    dead = codebook.cluster_usage < options.dead_threshold * mean
+    if dead.any():
+        fresh = _same_everywhere(_pick(vectors, size)) if len(vectors) or _many() else None
+        if fresh is not None:
+            codebook.cluster_usage.masked_fill_(dead, float(mean))
+            codebook.embed_sum.copy_(torch.where(dead[:, None], fresh * mean, codebook.embed_sum))
+
+
+@torch.no_grad()
+def initialize_codebooks(codebooks, vectors: Tensor, iterations: int, batches: int):
+    """Make codebooks by k-means, each from what its predecessors leave over of the vectors.
+
+    Args:
+        vectors: Tensor, shape = (n, codebook_dim), those of the first process.
+        batches: how many training steps give as many vectors: entries weigh what as many steps would have made them.
+    """
+    residual = vectors
+    for codebook in codebooks:
+        size = codebook.embed_sum.shape[0]
+        centres, counts = kmeans(residual, size, iterations)
+        usage = (counts / batches).clamp(min=1e-3)
+        codebook.cluster_usage.copy_(_same_everywhere(usage))
+        codebook.embed_sum.copy_(_same_everywhere(centres * usage[:, None]))
+        codebook.initialized.fill_(1.0)
+        entries = codebook.embed
+        residual = residual - F.embedding(_nearest(residual, entries), entries)
+
+
+def kmeans(vectors: Tensor, size: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from random vectors; clusters that run empty begin anew.
+
+    Args:
+        vectors: Tensor, shape = (n, width). Where n is below `size`, they are repeated with a little noise.
+
+    Returns:
+        The centres, shape = (size, width), and how many vectors each has, shape = (size,).
+    """
+    if len(vectors) < size:
+        vectors = vectors.repeat(-(-size // len(vectors)), 1)
+        vectors = vectors + 1e-3 * vectors.std().clamp(min=1e-6) * torch.randn_like(vectors)
+    centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:size]].clone()
+    for _ in range(iterations):
+        codes = _nearest(vectors, centres)
+        counts = torch.bincount(codes, minlength=size).to(vectors.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
+        empty = (counts == 0)[:, None]
+        centres = torch.where(empty, _pick(vectors, size), sums / counts.clamp(min=1)[:, None])
+    return centres, torch.bincount(_nearest(vectors, centres), minlength=size).to(vectors.dtype)
+
+
+def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
+    offsets = entries.square().sum(dim=1) / 2
+    return torch.cat([(part @ entries.t() - offsets).argmax(dim=1) for part in vectors.split(4096)])
+
+
+def _pick(vectors: Tensor, count: int) -> Tensor:
+    """Vectors drawn at random; zeros where there are none."""
+    if not len(vectors):
+        return vectors.new_zeros(count, vectors.shape[1])
+    return vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _same_everywhere(tensor: Tensor) -> Tensor:
+    """What the first process has."""
+    if _many():
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, 0)
+    return tensor

@@ -1,0 +1,1 @@
+"""Training Mimi: losses, discriminator, data and the trainer."""

@@ -1,0 +1,333 @@
+"""Training Mimi, from nothing or from a published model: on one device or many, resumable, repeatable from a seed."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import written_beside
+from .checkpoints import Checkpoints
+from .config import TrainingConfig
+from .data import Crops, prepare
+from .initialization import initialize
+from .logs import RunLog
+from .models import TrainedModel
+from .objective import Objective, discriminator_loss
+from .optimizers import WeightAverage, make_optimizers
+from .validation import Validation
+
+_LATENT_BATCHES = 16  # whose latents the codebooks of a new model are made from
+
+
+class TrainingFailedError(RuntimeError):
+    """A loss or a gradient was NaN or infinite. Nothing of that step was taken into the model."""
+
+
+class Trainer:
+    """A run: what it is made of, and where it stands.
+
+    Args:
+        config: the run's options.
+        report: called with a dictionary of figures whenever there are some, on the main process: `step`, losses,
+            `speed` in audio seconds per second, or `validation`.
+
+    Raises:
+        OSError, ValueError: the data, the model or the last checkpoint cannot be used; the output is of another run.
+    """
+
+    def __init__(self, config: TrainingConfig, report: Callable[[dict], None] = lambda figures: None):
+        self.config, self._report = config, report
+        self.output = Path(config.run.output)
+        self.accelerator = _accelerator(config)
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self._claim_output()
+        self.step = 0
+        torch.manual_seed(config.run.seed)
+        self.trained = TrainedModel(config, self.device)
+        self.crops = self._make_crops()
+        self.objective = Objective(config.losses, self.trained.model.config, self.device)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
+        saved = self.checkpoints.load()
+        if saved is None and config.model.start is None:
+            initialize(self.trained.model, self._audio(self.crops.batch(0)) * self.trained.scale)
+        self._optimizers = make_optimizers(self.trained.model, config.optimizer)
+        if self.objective.projection is not None:
+            self._optimizers[-1].add_param_group({"params": list(self.objective.projection.parameters())})
+        self._discriminator_optimizer = self._make_discriminator_optimizer()
+        self.average = WeightAverage(self.trained.model, config.optimizer.ema_decay)
+        self.best = math.inf
+        if saved is not None:
+            self._restore(*saved)
+        self._model = self.accelerator.prepare_model(self.trained.model)
+        self._discriminator = self.objective.discriminator
+        if self._discriminator is not None:
+            self._discriminator = self.accelerator.prepare_model(self._discriminator)
+        if config.run.compile:
+            self._model.compile(dynamic=False)
+        self._validation = None
+        if config.data.validation and self.accelerator.is_main_process:
+            self._validation = Validation(config, self._cache("validation", config.data.validation))
+        self._log = RunLog(self.output, self.accelerator.is_main_process, self.step)
+
+    # What a run begins with
+
+    def _claim_output(self):
+        """Refuse a folder that holds another run; write down what this one is."""
+        path, content = self.output / "config.json", self.config.to_dict()
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _refuse_changes(json.loads(path.read_text(encoding="utf-8")), content, self.output)
+            with written_beside(path) as aside:
+                aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+
+    def _cache(self, name: str, sources):
+        folder = Path(self.config.data.cache or self.output / "audio") / name
+        return prepare(list(sources), folder, self.trained.model.config.sampling_rate)
+
+    def _make_crops(self) -> Crops:
+        data = self.config.data
+        cache = self._cache("train", data.train)
+        if self.accelerator.is_main_process:
+            self._report({"data": cache.report})
+        weights = None if data.weights is None else dict(zip(data.train, data.weights, strict=True))
+        return Crops(cache, data.crop_seconds, data.batch_size, self.config.run.seed, data.augmentation, weights)
+
+    def _make_discriminator_optimizer(self):
+        if self.objective.discriminator is None:
+            return None
+        rate = self.config.optimizer.discriminator_learning_rate
+        return torch.optim.AdamW(self.objective.discriminator.parameters(), rate, betas=(0.5, 0.9), weight_decay=0.0)
+
+    # Checkpoints
+
+    def _state(self) -> dict:
+        discriminator, optimizer = self.objective.discriminator, self._discriminator_optimizer
+        return {
+            "step": self.step,
+            "best": self.best,
+            "optimizers": [one.state_dict() for one in self._optimizers],
+            "average": self.average.state_dict(),
+            "quantizer_initialized": self.trained.quantizes,
+            "discriminator": None if discriminator is None else discriminator.state_dict(),
+            "discriminator_optimizer": None if optimizer is None else optimizer.state_dict(),
+            "balancer": None if self.objective.balancer is None else self.objective.balancer.state_dict(),
+            "projection": None if self.objective.projection is None else self.objective.projection.state_dict(),
+        }
+
+    def _restore(self, model: dict[str, Tensor], state: dict):
+        self.trained.model.load_state_dict(model)
+        self.step, self.best = state["step"], state["best"]
+        self.trained.quantizes = state["quantizer_initialized"]
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average.load_state_dict(state["average"])
+        objective = self.objective
+        parts = {"discriminator": objective.discriminator, "balancer": objective.balancer}
+        parts |= {"projection": objective.projection, "discriminator_optimizer": self._discriminator_optimizer}
+        for name, part in parts.items():
+            if part is not None and state[name] is not None:
+                part.load_state_dict(state[name])
+
+    def save_checkpoint(self):
+        """Write down where the run stands, so that the same command goes on from here."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, self.trained.model.state_dict(), self._state())
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, name: str = "model"):
+        """Save the model with its averaged weights, as `from_pretrained` loads it, into a folder of the output; and
+        the discriminator, where there is one, into its folder `discriminator`."""
+        if not self.accelerator.is_main_process:
+            return
+        with written_beside(self.output / name) as aside:
+            self.trained.save(aside, self.average)
+        if name == "model" and self.objective.discriminator is not None:
+            with written_beside(self.output / "discriminator") as aside:
+                self.objective.discriminator.save_pretrained(aside)
+
+    # The run
+
+    def run(self):
+        """Train to the last step, and save the model. What was done before is not done again.
+
+        Raises:
+            TrainingFailedError: with the facts of the step at which a loss or a gradient was not finite.
+        """
+        config, steps = self.config, self.config.optimizer.steps
+        accumulation = config.optimizer.accumulation
+        batches = self.crops.iterate(
+            self.step * accumulation, (steps - self.step) * accumulation, self.rank, self.world
+        )
+        self.trained.model.train()
+        begun, sums = time.perf_counter(), []
+        try:
+            while self.step < steps:
+                figures = self._take_step([next(batches) for _ in range(accumulation)])
+                sums.append(figures)
+                self.step += 1
+                if self.step % config.run.log_every == 0 or self.step == steps:
+                    self._log_step(sums, time.perf_counter() - begun)
+                    begun, sums = time.perf_counter(), []
+                if self.step % config.run.validate_every == 0 or self.step == steps:
+                    self._validate()
+                if self.step % config.run.checkpoint_every == 0 or self.step == steps:
+                    self.save_checkpoint()
+            self.save_model()
+        finally:
+            batches.close()
+            self._log.close()
+
+    def _take_step(self, batches: list[Tensor]) -> dict[str, Tensor]:
+        """One optimizer step. The numbers that it draws depend on the seed, its number and the process alone."""
+        torch.manual_seed(hash((self.config.run.seed, self.step, self.rank)) % 2**63)
+        rate = self.config.optimizer.factor(self.step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.optimizer.learning_rate * rate
+        quantized = self.step >= self.config.quantizer.unquantized_steps
+        if quantized and not self.trained.quantizes:
+            self._make_codebooks()
+        self.trained.prepare_step(quantized)
+        figures, pairs = {}, []
+        for index, batch in enumerate(batches):
+            audio = self._audio(batch)
+            last = index == len(batches) - 1
+            with self.accelerator.no_sync(self._model) if not last else _nothing():
+                losses, estimate = self._backward(audio, len(batches))
+            pairs.append((audio, estimate))
+            for name, loss in losses.items():
+                figures[name] = figures.get(name, 0) + loss / len(batches)
+        figures["gradient_norm"] = self._clip()
+        self._refuse_nonfinite(figures)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update()
+        if self.objective.discriminates(self.step):
+            figures["discriminator"] = self._train_discriminator(pairs)
+        return figures
+
+    def _audio(self, batch: Tensor) -> Tensor:
+        return batch.to(self.device, non_blocking=True)
+
+    def _backward(self, audio: Tensor, divide: int) -> tuple[dict[str, Tensor], Tensor]:
+        scale = self.trained.scale
+        with self.accelerator.autocast():
+            output = self._model(audio * scale, return_loss=False)
+        estimate = output.audio_values.float() / scale
+        return self.objective.backward(audio, output, estimate, self.step, divide), estimate.detach()
+
+    def _clip(self) -> Tensor:
+        parameters = [item for item in self.trained.model.parameters() if item.requires_grad]
+        norm = torch.nn.utils.get_total_norm([item.grad for item in parameters if item.grad is not None])
+        if self.config.optimizer.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.max_norm, norm)
+        return norm
+
+    def _train_discriminator(self, pairs) -> Tensor:
+        options = self.config.optimizer
+        rate = options.factor(self.step, self.config.losses.adversarial_start)
+        optimizer = self._discriminator_optimizer
+        optimizer.param_groups[0]["lr"] = options.discriminator_learning_rate * rate
+        total = 0.0
+        for index, (audio, estimate) in enumerate(pairs):
+            with self.accelerator.no_sync(self._discriminator) if index < len(pairs) - 1 else _nothing():
+                loss = discriminator_loss(self._discriminator, audio, estimate) / len(pairs)
+                loss.backward()
+            total = total + loss.detach()
+        self._refuse_nonfinite({"discriminator": total})
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    @torch.no_grad()
+    def _make_codebooks(self):
+        """Make the codebooks of a new model from its latents, by k-means."""
+        latents = []
+        for index in range(_LATENT_BATCHES):
+            audio = self._audio(self.crops.batch(self.step + index, self.rank, self.world))
+            with self.accelerator.autocast():
+                latents.append(self.trained.model.encode_latents(audio * self.trained.scale).mT.float())
+        self.trained.model.quantizer.reset_codebooks()
+        self.trained.model.quantizer.initialize(torch.cat(latents))
+        self.trained.quantizes = True
+
+    def _refuse_nonfinite(self, figures: dict[str, Tensor]):
+        values = {name: float(value) for name, value in figures.items()}
+        if all(map(math.isfinite, values.values())):
+            return
+        options = self.config.optimizer
+        facts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise TrainingFailedError(
+            f"Step {self.step} (seed {self.config.run.seed}, process {self.rank}) is not finite: {facts}; learning rate"
+            f" {options.learning_rate * options.factor(self.step):g}. The step was not taken; the last checkpoint is of"
+            f" step {(self.checkpoints.steps() or ['none'])[-1]}. Lower optimizer.learning_rate, set"
+            " optimizer.max_norm, or use run.precision: fp32."
+        )
+
+    # What it tells
+
+    def _log_step(self, sums: list[dict[str, Tensor]], seconds: float):
+        names = sums[-1].keys()
+        figures = {name: float(sum(one[name] for one in sums if name in one) / len(sums)) for name in names}
+        audio = len(sums) * self.config.optimizer.accumulation * self.config.data.batch_size
+        figures["learning_rate"] = self.config.optimizer.learning_rate * self.config.optimizer.factor(self.step - 1)
+        figures["speed"] = audio * self.world * self.config.data.crop_seconds / seconds
+        self._log.scalars(self.step, figures)
+        if self.accelerator.is_main_process:
+            self._report({"step": self.step, "seconds": seconds, **figures})
+
+    def _validate(self):
+        if self._validation is not None and self.trained.quantizes:
+            model = self.trained.export(self.average)
+            result = self._validation.run(model.to(self.device))
+            self._log.scalars(self.step, result.figures, "validation")
+            self._log.audio(self.step, result)
+            self._report({"step": self.step, "validation": result.figures})
+            if result.badness < self.best:
+                self.best = result.badness
+                with written_beside(self.output / "best") as aside:
+                    self.trained.save(aside, self.average)
+        self.accelerator.wait_for_everyone()
+
+
+def _accelerator(config: TrainingConfig):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # Codebooks are kept in step by the quantizer itself.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    precision = "bf16" if config.run.precision == "bf16" else "no"
+    device = config.run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[ddp])
+
+
+# What may change between the parts of a run: how far it goes, and what it tells.
+_MAY_CHANGE = {"run": None, "optimizer": {"steps"}, "data": {"validation", "validation_seconds", "cache"}}
+
+
+def _refuse_changes(before: dict, now: dict, output: Path):
+    for group, options in now.items():
+        free = _MAY_CHANGE.get(group, set())
+        for name, value in options.items():
+            changed = before.get(group, {}).get(name) != value
+            if changed and name != "seed" and (free is None or name in free):
+                continue
+            if changed:
+                raise ValueError(
+                    f"{output} holds a run with {group}.{name}={before.get(group, {}).get(name)!r}, not {value!r}. Name"
+                    " another run.output, or undo the change to go on with that run."
+                )
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
