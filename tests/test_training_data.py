@@ -124,7 +124,9 @@ def test_bad_data_is_left_out_and_counted(bad, tmp_path):
         "nan.wav": "not_finite",
         "integers.wav": "out_of_range",
     }
-    assert sorted(len(cache.read(i)) for i in range(len(cache))) == [RATE // 2, *[RATE * 3 // 2] * 3, RATE * 2]
+    lengths = sorted(len(cache.read(i)) for i in range(len(cache)))
+    assert lengths == [RATE // 2, *[RATE * 3 // 2] * 3, RATE * 2]
+    assert sum(path.stat().st_size for path in cache.folder.glob("*.s16")) == 2 * sum(lengths)
 
 
 def test_what_was_left_out_leaves_no_trace(bad, tmp_path):

@@ -111,7 +111,7 @@ def compare(
 
     Example:
 
-        >>> choice = ModelChoice("kyutai/mimi")
+        >>> choice = ModelChoice("kyutai/mimi")  # doctest: +SKIP
         >>> engines = [open_engine(name, choice) for name in ("float32", "bfloat16")]  # doctest: +SKIP
         >>> report = compare(*engines, "recordings/")  # doctest: +SKIP
         >>> [round(codebook.equal, 3) for codebook in report.codebooks]  # doctest: +SKIP

@@ -115,8 +115,7 @@ class Crops:
         before = min(start, MARGIN)
         audio = change_speed(self.cache.read(recording, start - before, before + needed + MARGIN), speed)
         first = round(before / speed)
-        available = min(needed, int(self.cache.index[recording, 2]) - start)
-        return audio[first : first + min(self.samples, round(available / speed))]
+        return audio[first : first + self.samples]
 
 
 def _whole(name: str, value, least: int) -> int:
