@@ -29,6 +29,7 @@ _EXPORTS = {
     "AudioTokenizer": "corpus.tokenizer",
     "AudioDetokenizer": "corpus.tokenizer",
     "AudioCodesCollator": "corpus.collator",
+    "mimi_tiny_path": "loading",
     "apply_delay": "corpus.collator",
     "undo_delay": "corpus.collator",
     "flatten_codes": "corpus.collator",

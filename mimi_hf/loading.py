@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
+MIMI_TINY = "mimi-tiny"
 _MISSING = """The model {name} is neither a folder here nor in the cache, and could not be fetched from the Hub.
   Online:   hf download {name}
   Offline:  fetch it on a machine with a network, copy the folder here, and name the folder as the model
@@ -15,11 +16,25 @@ _MISSING = """The model {name} is neither a folder here nor in the cache, and co
   A file of Kyutai's original format:  mimi-hf convert FILE FOLDER"""
 
 
+def mimi_tiny_path() -> Path:
+    """The folder of `mimi-tiny`, a small trained model that comes with the package: for demonstrations and tests. It is
+    far from Mimi's quality, and its codes are its own.
+
+    Example:
+
+        >>> from mimi_hf import MimiModel, mimi_tiny_path
+        >>> model = MimiModel.from_pretrained(mimi_tiny_path(), dtype="float32")
+        >>> model.config.frame_rate
+        12.5
+    """
+    return Path(__file__).parent / "assets" / "mimi_tiny"
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to load, and how. It is light, and goes to other processes.
 
-    name: a folder, or the id of a model on the Hub.
+    name: a folder, the id of a model on the Hub, or `mimi-tiny`, which comes with the package.
     dtype: float32, bfloat16 or float16, of torch too.
     revision: of the model on the Hub.
 
@@ -38,6 +53,11 @@ class ModelChoice:
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "name", os.fsdecode(self.name))
 
+    @property
+    def place(self) -> str:
+        """Where it is: a folder, or an id."""
+        return str(mimi_tiny_path()) if self.name == MIMI_TINY else self.name
+
     def resolve(self):
         """Look at the config alone.
 
@@ -51,10 +71,10 @@ class ModelChoice:
 
         from .configuration_mimi import MimiConfig
 
-        folder = os.path.isdir(self.name)
+        folder = os.path.isdir(self.place)
         with self._explained():
-            path = os.path.join(self.name, "config.json") if folder else None
-            path = Path(path or cached_file(self.name, "config.json", revision=self.revision))
+            path = os.path.join(self.place, "config.json") if folder else None
+            path = Path(path or cached_file(self.place, "config.json", revision=self.revision))
             if not path.is_file():
                 raise OSError("the folder holds no model, as it has no config.json. Name another.")
             try:
@@ -87,7 +107,7 @@ class ModelChoice:
             logging.disable_progress_bar()
         revision = self.resolve()[1].revision
         with self._explained():
-            model = MimiModel.from_pretrained(self.name, dtype=getattr(torch, self.dtype), revision=revision)
+            model = MimiModel.from_pretrained(self.place, dtype=getattr(torch, self.dtype), revision=revision)
             return model.to(device)
 
     @contextlib.contextmanager
@@ -97,7 +117,7 @@ class ModelChoice:
         try:
             yield
         except OSError as error:
-            if os.path.isdir(self.name):
+            if os.path.isdir(self.place):
                 raise OSError(f"The model {self.name} cannot be loaded: {error}") from error
             raise OSError(_MISSING.format(name=self.name)) from error
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:

@@ -5,6 +5,7 @@ import typer
 from ..conversion.command import convert
 from .benchmark import benchmark
 from .decode import decode
+from .demo import demo
 from .detokenize import detokenize
 from .encode import encode
 from .evaluate import evaluate
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (encode, decode, info, tokenize, detokenize, roundtrip, evaluate, train, convert, benchmark):
+for command in (demo, encode, decode, info, tokenize, detokenize, roundtrip, evaluate, train, convert, benchmark):
     app.command()(command)
 
 

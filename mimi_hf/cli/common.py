@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, or the id of a model on the Hub.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A folder, the id of a model on the Hub, or mimi-tiny, which comes with the package."
+    ),
+]
 QuantizersOption = Annotated[
     int | None,
     typer.Option("--num-quantizers", "-k", help="Codebooks to use; all by default. 8 make 1.1 kbps.", min=1),

@@ -64,8 +64,8 @@ class ModelSource:
                 " is needed."
             )
         choice = ModelChoice(model, "float32" if dtype is None else dtype, revision)
-        if os.path.isdir(choice.name):
-            choice = replace(choice, name=os.path.abspath(choice.name))
+        if os.path.isdir(choice.place):
+            choice = replace(choice, name=os.path.abspath(choice.place))
             self._digest = _digest_folder(choice.name)
         self.config, self.choice = choice.resolve()
 

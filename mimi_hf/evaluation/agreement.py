@@ -186,7 +186,7 @@ class _Sums:
         self.equal_codes += same.sum(axis=1)
         self.so_far += np.logical_and.accumulate(same, axis=0).sum(axis=1)
         self.frames += same.shape[1]
-        decoded, other = (engine.decode(codes)[..., : audio.shape[2]].double().cpu() for engine in (first, second))
+        decoded, other = (_decode(engine, codes, audio.shape[2]) for engine in (first, second))
         difference = decoded - other
         self.samples += audio.shape[2]
         self.energy += float(decoded.square().sum())
@@ -218,6 +218,14 @@ class _Sums:
             CodebookAgreement(float(equal / self.frames), float(both / frames) if frames else None, int(frames))
             for equal, both, frames in zip(self.equal_codes, self.so_far, before, strict=True)
         )
+
+
+def _decode(engine: Engine, codes: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Tensor, shape = (1, C, N), float64."""
+    audio = engine.decode(codes)[..., :num_samples].double().cpu()
+    if not torch.isfinite(audio).all():
+        raise ValueError(f"{engine.name} decoded the codes to NaN or infinity.")
+    return audio
 
 
 def _finite(value: float | None) -> float | None:

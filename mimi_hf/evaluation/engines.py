@@ -95,7 +95,7 @@ def _load(kind, choice: ModelChoice, device: str | None, **options):
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     revision = choice.resolve()[1].revision
     dtype = getattr(torch, choice.dtype)
-    return kind.from_pretrained(choice.name, dtype=dtype, revision=revision, **options).to(device)
+    return kind.from_pretrained(choice.place, dtype=dtype, revision=revision, **options).to(device)
 
 
 ENGINES: dict[str, Callable[[ModelChoice, str | None], Engine]] = {

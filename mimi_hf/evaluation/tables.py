@@ -27,14 +27,14 @@ def quality_tables(report: EvaluationReport, told_all: bool = True) -> list:
 
 def _quality(report: EvaluationReport) -> Table:
     count = len(report.files) - len(report.failures)
-    table = _table(f"{count} recordings, {report.duration / 60:.1f} minutes: mean / median of the files")
+    table = _table(f"{count} recordings, {report.duration / 60:.1f} minutes: mean/median of the files")
     table.add_column("codebooks\nkbps")
     for level in report.levels:
         table.add_column(f"{level.num_quantizers}\n{level.bits_per_second / 1000:.3g}", justify="right")
     if report.originals:
         table.add_column("originals", justify="right")
     for metric in report.metrics:
-        name = ", ".join(filter(None, (metric.label, metric.unit)))
+        name = f"{metric.label}, dB" if metric.unit == "dB" else metric.label  # others are grades from 1 to 5
         cells = [_summary(level.metrics[metric.name], metric) for level in report.levels]
         original = report.originals.get(metric.name)
         cells += [] if original is None else [_summary(original, metric)]
@@ -47,7 +47,7 @@ def _summary(summary: Summary, metric: Metric) -> str:
     if summary.mean is None:
         return _NOTHING
     digits = {"dB": 1, "": 3}.get(metric.unit, 2)
-    return f"{summary.mean:.{digits}f} / {summary.median:.{digits}f}"
+    return f"{summary.mean:.{digits}f}/{summary.median:.{digits}f}"
 
 
 def _use(report: EvaluationReport) -> Table:
@@ -66,8 +66,8 @@ def agreement_tables(reports: list[AgreementReport]) -> list:
     table.add_column("with")
     for report in reports:
         table.add_column(report.second, justify="right")
-    table.add_row("codes that agree", *(f"{report.equal:.3%}" for report in reports))
-    table.add_row("frames whose codes all agree", *(f"{report.equal_frames:.3%}" for report in reports))
+    table.add_row("codes that agree", *(_percent(report.equal, 3) for report in reports))
+    table.add_row("frames whose codes all agree", *(_percent(report.equal_frames, 3) for report in reports))
     table.add_row("audio of the same codes, SNR", *(_decibels(report.snr) for report in reports))
     table.add_row("largest difference of samples", *(f"{report.largest_difference:.1e}" for report in reports))
     return [table, _codebooks(reports)]
@@ -86,8 +86,14 @@ def _codebooks(reports: list[AgreementReport]) -> Table:
 def _shares(codebook: tuple[CodebookAgreement, ...]) -> str:
     """Of one codebook, or none."""
     return "".join(
-        f"{one.equal:.2%} / {_NOTHING if one.equal_so_far is None else f'{one.equal_so_far:.2%}'}" for one in codebook
+        f"{_percent(one.equal, 2)} / {_NOTHING if one.equal_so_far is None else _percent(one.equal_so_far, 2)}"
+        for one in codebook
     )
+
+
+def _percent(share: float, digits: int) -> str:
+    """Rounded down: 100 % are all."""
+    return f"{math.floor(share * 100 * 10**digits + 1e-9) / 10**digits:.{digits}f} %"
 
 
 def _decibels(ratio: float) -> str:

@@ -69,7 +69,8 @@ class Crops:
         shares = [float(ends[-1]) if len(ends) else 0.0 for _, ends in self._recordings]
         if weights is not None:
             shares = _check_weights(weights, dict(zip(cache.sources, shares, strict=True)))
-        self._source_ends = np.cumsum(shares) / np.sum(shares)
+        ends = np.cumsum(shares)
+        self._source_ends = ends / ends[-1]  # the last one is exactly 1
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Tensor:
         """The crops of a process in a step, from 0 on: Tensor, shape = (B, 1, N), float32 in [-1, 1]."""

@@ -1,0 +1,147 @@
+"""What the codec does to a recording, to be seen and heard: tokens, a .mimi file, audio, spectrograms, figures."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .audio_io import read_audio
+from .bitstream import BitstreamReader
+from .compression import EncodeOptions, decode_file, encode_file
+from .evaluation.metrics import METRICS, score
+from .evaluation.picture import RANGE, TOP, power_spectrogram
+from .files import written_beside
+from .png import encode_png, enlarge, heat_colors, wheel_colors
+
+FILES = ("original.wav", "speech.mimi", "decoded.wav", "tokens.png", "spectrogram.png")
+_LONGEST = 30.0  # seconds that are measured and pictured
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What was done.
+
+    codes: np.ndarray, shape = (K, F).
+    codebook_size: V.
+    duration: seconds of audio.
+    num_bytes: of the .mimi file. original_bytes: of the same audio as 16-bit samples.
+    bits_per_second: of the codes, K * log2(V) * frame rate.
+    encode_seconds, decode_seconds: wall-clock time, reading and writing included.
+    scores: by the names of metrics: values, or None where one makes no sense of the audio.
+    missing: labels of metrics whose packages are not installed.
+    """
+
+    output: Path
+    codes: np.ndarray
+    codebook_size: int
+    duration: float
+    num_bytes: int
+    original_bytes: int
+    bits_per_second: float
+    encode_seconds: float
+    decode_seconds: float
+    scores: dict[str, float | None]
+    missing: list[str]
+
+
+def speech_path() -> Path:
+    """A recording that comes with the package: six seconds of a LibriVox reader (public domain), which `mimi-tiny` has
+    never learnt from."""
+    return Path(__file__).parent / "assets" / "speech.flac"
+
+
+def run_demo(model, source, output: str | Path, num_quantizers: int | None = None) -> DemoReport:
+    """Send a recording through the codec, and write all that there is to see and hear into a folder, at once.
+
+    Args:
+        model: a mono [`MimiModel`].
+        source: path of an audio file.
+        output: the folder; one that is there is replaced.
+        num_quantizers: how many codebooks to use; all by default.
+
+    Raises:
+        OSError, ValueError: the recording cannot be read, or the folder cannot be written.
+    """
+    output, rate = Path(output), model.config.sampling_rate
+    options = EncodeOptions(num_quantizers=num_quantizers)
+    _warm_up(model)
+    with written_beside(output) as aside:
+        aside.mkdir()
+        begin = time.perf_counter()
+        encoded = encode_file(model, source, aside / "speech.mimi", options)
+        middle = time.perf_counter()
+        decode_file(model, aside / "speech.mimi", aside / "decoded.wav")
+        end = time.perf_counter()
+        original, decoded = _read_pair(source, aside, rate)
+        with open(aside / "speech.mimi", "rb") as file:
+            codes = np.concatenate(list(BitstreamReader(file)), axis=-1)[0]
+        (aside / "tokens.png").write_bytes(encode_png(draw_tokens(codes, model.config.codebook_size)))
+        (aside / "spectrogram.png").write_bytes(encode_png(draw_spectrograms([original, decoded], rate)))
+        size = (aside / "speech.mimi").stat().st_size
+    names = [name for name in ("mel_distance", "stoi", "pesq") if not METRICS[name].missing]
+    scores = score(original, decoded, rate, names)
+    return DemoReport(
+        output,
+        codes,
+        model.config.codebook_size,
+        encoded.duration,
+        size,
+        2 * round(encoded.duration * rate),
+        len(codes) * math.log2(model.config.codebook_size) * model.config.frame_rate,
+        middle - begin,
+        end - middle,
+        {name: found.value for name, found in scores.items()},
+        [METRICS[name].label for name in ("stoi", "pesq") if METRICS[name].missing],
+    )
+
+
+def _warm_up(model):
+    """A first call fills caches; it is not what is measured."""
+    with torch.no_grad():
+        model.decode(model.encode(torch.zeros(1, 1, 2 * model.config.frame_size)).audio_codes)
+
+
+def _read_pair(source, folder: Path, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Original and decoded audio, shape = (N,) each, their first half minute; the original is written, too."""
+    from .audio_io import write_audio
+
+    original = read_audio(source, rate, 1)[0]
+    write_audio(folder / "original.wav", original, rate)
+    decoded = read_audio(folder / "decoded.wav", rate, 1)[0]
+    length = min(original.shape[-1], decoded.shape[-1], round(_LONGEST * rate))
+    return original[0, :length], decoded[0, :length]
+
+
+def draw_tokens(codes: np.ndarray, size: int) -> np.ndarray:
+    """Codes as a picture, a row for each codebook, a column for each frame.
+
+    Args:
+        codes: np.ndarray, shape = (K, F).
+        size: V.
+
+    Returns:
+        np.ndarray, shape = (height, width, 3), uint8.
+    """
+    return enlarge(wheel_colors(codes / size), 16, 8)
+
+
+def draw_spectrograms(parts: list[np.ndarray], rate: int) -> np.ndarray:
+    """Spectrograms up to 8 kHz, one below the other, in the same colours.
+
+    Args:
+        parts: np.ndarrays, shape = (N,) each.
+
+    Returns:
+        np.ndarray, shape = (height, width, 3), uint8.
+    """
+    powers = [power_spectrogram(audio, rate) for audio in parts]
+    loudest = max(power.max() for power in powers)
+    pictures = []
+    for power in powers:
+        power = power[: max(1, round(len(power) * min(1.0, 2 * TOP / rate)))]
+        pictures.append(heat_colors(np.clip(1 + (power[::-1] - loudest) / RANGE, 0, 1)))
+        pictures.append(np.full((4, power.shape[1], 3), 255, np.uint8))
+    return enlarge(np.concatenate(pictures[:-1]), 1, 2)
