@@ -64,11 +64,11 @@ def test_tables_and_a_folder_of_results(model, recordings, tmp_path):
 def test_results_are_replaced_by_force_alone(model, recordings, tmp_path):
     pytest.importorskip("matplotlib")
     output = tmp_path / "results"
+    output.mkdir()
+    (output / "report.json").write_text("old")
     arguments = (recordings, output, "-k", "1", "--seconds", "0.2")
-    assert run(*arguments, model=model).exit_code == 0
-    before = (output / "report.json").read_bytes()
     refused = run(*arguments, model=model)
-    assert (refused.exit_code, (output / "report.json").read_bytes()) == (1, before)
+    assert (refused.exit_code, (output / "report.json").read_text()) == (1, "old")
     assert f"{output} exists. Name another folder, or add --force" in refused.stderr
     assert run(*arguments, "--force", model=model).exit_code == 0
     assert {path.name for path in output.iterdir()} == RESULTS
@@ -175,7 +175,7 @@ def test_what_is_not_there(model, recordings, tmp_path):
 def test_ctrl_c_leaves_nothing(model, tmp_path):
     pytest.importorskip("matplotlib")
     source, output = tmp_path / "long.wav", tmp_path / "results"
-    soundfile.write(source, np.random.default_rng(0).uniform(-0.1, 0.1, 24_000 * 1800), 24_000)
+    soundfile.write(source, np.random.default_rng(0).uniform(-0.1, 0.1, 24_000 * 600), 24_000)
     options = ["--model", model, "--metrics", "mel_distance", "--jobs", "2", "--quiet"]
     process = subprocess.Popen([COMMAND, "evaluate", source, output, *options], stderr=subprocess.PIPE, text=True)
     try:
@@ -197,7 +197,9 @@ def test_ctrl_c_leaves_nothing(model, tmp_path):
 
 def _workers(parent: int) -> list[int]:
     """The spawned processes below it."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(row[0]) for row in rows if int(row[1]) == parent and "spawn_main" in row[2]]
 

@@ -72,7 +72,8 @@ def test_metrics_fall_as_noise_rises(name):
     if METRICS[name].missing:
         pytest.skip(f"{METRICS[name].missing} are not installed")
     speech = make_speech(4.6)  # DNSMOS repeats it to 9 s
-    levels = [speech + gain * noise(len(speech)) for gain in (0.0, 0.003, 0.05)]
+    gains = (0.0, 0.003, 0.05) if METRICS[name].needs_reference else (0.003, 0.05, 0.2)
+    levels = [speech + gain * noise(len(speech)) for gain in gains]
     values = [score(speech, audio, RATE, [name])[name].value for audio in levels]
     if not METRICS[name].higher_is_better:
         values = [-value for value in values]
@@ -241,10 +242,10 @@ def test_a_model_that_gives_back_what_it_got_is_at_the_top(codec, recordings, mo
 
 def test_long_recordings_go_on_from_piece_to_piece(codec, tmp_path):
     path = tmp_path / "long.wav"
-    audio = 0.3 * noise(int(71.3 * RATE))
+    audio = 0.3 * noise(int(65.3 * RATE))
     soundfile.write(path, audio, RATE, subtype="FLOAT")
     pieces = [piece[0] for piece in read_pieces(Example("long", str(path)), codec.model.config)]
-    assert len(pieces) == 4
+    assert len(pieces) == 3
     assert np.array_equal(np.concatenate(pieces), audio)
     assert all(10 <= len(piece) / RATE <= 30 for piece in pieces)
     report = evaluate(codec.model, path, (2,), ["mel_distance"], jobs=1)
@@ -387,7 +388,7 @@ def test_an_engine_that_gives_nan_fails(tmp_path):
     path = tmp_path / "one frame.wav"
     soundfile.write(path, noise(1920) / 10, RATE)
     good, bad = (
-        Constructed(name, [[1]], torch.full((1, 1, 1920), value)) for name, value in (("a", 0.5), ("b", math.nan))
+        Constructed(name, [[1], [2]], torch.full((1, 1, 1920), value)) for name, value in (("a", 0.5), ("b", math.nan))
     )
     with pytest.raises(ValueError, match="b decoded the codes to NaN"):
         compare(good, bad, path)

@@ -28,7 +28,7 @@ def evaluate(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="A folder to make, for all results.", show_default=False)
+        Path | None, typer.Argument(metavar="OUT", help="A folder to make, for all results.", show_default=False)
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     num_quantizers: Annotated[
@@ -78,9 +78,9 @@ def evaluate(
     shows intelligibility (STOI), quality (PESQ-WB, ViSQOL, DNSMOS), distances
     (mel, SI-SDR), how far the codebooks are used, and the speed. In results/:
     report.json, files.csv (a row for each file and bitrate), quality.png
-    (against bitrate) and spectrogram.png (of the first file). The metrics:
-    pip install 'mimi_hf[eval]'. A file that can't be read is reported, and
-    the others are evaluated.
+    (against bitrate) and spectrogram.png (of the first file). The packages of
+    the metrics come with the extra eval. A file that can't be read is
+    reported, and the others are evaluated.
 
     Is a precision good enough? How many codes change, and how far the audio
     of the same codes is off:

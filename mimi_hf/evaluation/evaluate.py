@@ -119,15 +119,11 @@ class _Run:
         return _Tally(np.zeros((self.levels[-1], self.model.config.codebook_size), np.int64))
 
     def results(self, examples: Iterable[Example]) -> Iterator[FileResult]:
-        """One for each example, in order, while the pieces of those behind it are on their way."""
+        """One for each example, in order, while the pieces of those behind it are measured."""
         waiting: deque = deque()
-        pieces = 0
         for example in examples:
-            result = self._send(example)
-            waiting.append(result)
-            pieces += len(result[1])
-            while waiting and pieces > 2 * self.scorers.jobs:
-                pieces -= len(waiting[0][1])
+            waiting.append(self._send(example))
+            if len(waiting) > self.scorers.jobs:
                 yield _collect(*waiting.popleft())
         while waiting:
             yield _collect(*waiting.popleft())

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -64,12 +63,6 @@ def read_pieces(example: Example, config, seconds: float | None = None) -> Itera
     if not taken:
         raise ValueError("it is empty: it has no samples.")
     yield held
-
-
-def name_of(source) -> str:
-    """What a source is called in reports."""
-    location = source.describe().get("location") if isinstance(source, Source) else source
-    return str(Path(location).name or location) if "://" not in str(location) else str(location)
 
 
 def levels_of(model, wanted: Iterable[int] | None, default: tuple[int, ...]) -> list[int]:

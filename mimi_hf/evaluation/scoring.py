@@ -1,10 +1,11 @@
 """Metrics in processes of their own, beside the model."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class PieceScores:
 
     originals: Scores
     scores: dict[int, Scores]
-    weight: float = field(default=0.0)
+    weight: float
 
 
 def score_piece(piece: Piece, metrics: list[Metric]) -> PieceScores:
@@ -69,6 +70,7 @@ class Scorers:
             raise ValueError(f"jobs={jobs} must be at least 1.")
         self.metrics, self.jobs = metrics, jobs
         self._before = set(multiprocessing.active_children())
+        self._running: deque[Future] = deque()
         self._pool = None
         if jobs > 1:
             # Forked processes hang in torch's threads.
@@ -79,8 +81,11 @@ class Scorers:
         if self._pool is None:
             found = score_piece(piece, self.metrics)
             return lambda: found
+        if len(self._running) >= 2 * self.jobs:  # audio must not pile up where the model is faster
+            _result(self._running.popleft())
         with interrupts_held():  # the first calls start the processes, which inherit this
             future = self._pool.submit(_score_here, piece, [metric.name for metric in self.metrics])
+        self._running.append(future)
         return lambda: _result(future)
 
     def __enter__(self):
