@@ -44,7 +44,8 @@ def evaluate(
         metrics: names, see [`mimi_hf.evaluation.metrics.METRICS`]; all that are installed by default.
         seconds: of each recording, from its start; all by default.
         limit_files: take the first ones alone.
-        jobs: processes for the metrics, beside the model; half of the cores by default.
+        jobs: processes for the metrics, beside the model; half of the cores by default. With 1 they wait for each
+            other, so that nothing disturbs the speeds.
         progress: called with the number of recordings done, and of all, or None where that is not known.
 
     Raises:

@@ -27,7 +27,9 @@ def quality_tables(report: EvaluationReport, told_all: bool = True) -> list:
 
 def _quality(report: EvaluationReport) -> Table:
     count = len(report.files) - len(report.failures)
-    table = _table(f"{count} recordings, {report.duration / 60:.1f} minutes: mean/median of the files")
+    table = _table(
+        f"{count} recording{'s' * (count != 1)}, {report.duration / 60:.1f} minutes: mean/median of the files"
+    )
     table.add_column("codebooks\nkbps")
     for level in report.levels:
         table.add_column(f"{level.num_quantizers}\n{level.bits_per_second / 1000:.3g}", justify="right")
@@ -66,15 +68,15 @@ def agreement_tables(reports: list[AgreementReport]) -> list:
     table.add_column("with")
     for report in reports:
         table.add_column(report.second, justify="right")
-    table.add_row("codes that agree", *(_percent(report.equal, 3) for report in reports))
-    table.add_row("frames whose codes all agree", *(_percent(report.equal_frames, 3) for report in reports))
+    table.add_row("codes that agree", *(f"{_percent(report.equal, 3)} %" for report in reports))
+    table.add_row("frames whose codes all agree", *(f"{_percent(report.equal_frames, 3)} %" for report in reports))
     table.add_row("audio of the same codes, SNR", *(_decibels(report.snr) for report in reports))
     table.add_row("largest difference of samples", *(f"{report.largest_difference:.1e}" for report in reports))
     return [table, _codebooks(reports)]
 
 
 def _codebooks(reports: list[AgreementReport]) -> Table:
-    table = _table("Codes that agree, of all frames / of those whose codes before agree")
+    table = _table("Codes that agree, in % of all frames/of those whose codes before agree")
     table.add_column("codebook", justify="right")
     for report in reports:
         table.add_column(report.second, justify="right")
@@ -86,14 +88,14 @@ def _codebooks(reports: list[AgreementReport]) -> Table:
 def _shares(codebook: tuple[CodebookAgreement, ...]) -> str:
     """Of one codebook, or none."""
     return "".join(
-        f"{_percent(one.equal, 2)} / {_NOTHING if one.equal_so_far is None else _percent(one.equal_so_far, 2)}"
+        f"{_percent(one.equal, 2)}/{_NOTHING if one.equal_so_far is None else _percent(one.equal_so_far, 2)}"
         for one in codebook
     )
 
 
 def _percent(share: float, digits: int) -> str:
-    """Rounded down: 100 % are all."""
-    return f"{math.floor(share * 100 * 10**digits + 1e-9) / 10**digits:.{digits}f} %"
+    """Rounded down: 100 are all."""
+    return f"{math.floor(share * 100 * 10**digits + 1e-9) / 10**digits:.{digits}f}"
 
 
 def _decibels(ratio: float) -> str:
