@@ -43,7 +43,7 @@ PARTS = (
     _asterisk("train/es", "es", "Allison Smith"),
     _asterisk("train/fr", "fr", "June Wallack"),
     _asterisk("train/ru", "ru", "Maxim Topal", "CC-BY-3.0"),
-    _asterisk("heldout/italian", "it", "Carlo Flora"),
+    _asterisk("heldout/italian", "it", "Carlo Flora", "CC-BY-3.0"),
     Part(
         "heldout/librivox",
         "pocketsphinx-testdata",
