@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio_io import read_audio
+from .audio_stream import AudioBlocks, write_blocks
 from .bitstream import BitstreamReader
 from .compression import EncodeOptions, decode_file, encode_file
 from .evaluation.metrics import METRICS, score
@@ -17,7 +17,7 @@ from .files import written_beside
 from .png import encode_png, enlarge, heat_colors, wheel_colors
 
 FILES = ("original.wav", "speech.mimi", "decoded.wav", "tokens.png", "spectrogram.png")
-_LONGEST = 30.0  # seconds that are measured and pictured
+LONGEST = 30.0  # seconds that are measured and pictured
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DemoReport:
 
     codes: np.ndarray, shape = (K, F).
     codebook_size: V.
-    duration: seconds of audio.
+    duration: seconds of audio; scores and pictures are of the first [`LONGEST`] of them.
     num_bytes: of the .mimi file. original_bytes: of the same audio as 16-bit samples.
     bits_per_second: of the codes, K * log2(V) * frame rate.
     encode_seconds, decode_seconds: wall-clock time, reading and writing included.
@@ -53,19 +53,50 @@ def speech_path() -> Path:
     return Path(__file__).parent / "assets" / "speech.flac"
 
 
-def run_demo(model, source, output: str | Path, num_quantizers: int | None = None) -> DemoReport:
+def check_folder(folder: str | Path, force: bool = False):
+    """Refuse a folder that cannot be made, or must not be replaced: what others have put there is never lost.
+
+    Args:
+        force: allow an earlier demonstration to be replaced.
+
+    Raises:
+        OSError: with the reason, and what to do.
+    """
+    folder = Path(folder)
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder.parent} to write to. Create it first.")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Name a folder to make.")
+    if folder.samefile("."):  # a shell would stay in the one that was replaced
+        raise FileExistsError(f"{folder} is the current folder. Name one in it.")
+    names = {path.name for path in folder.iterdir()}
+    if others := names.difference(FILES):
+        raise FileExistsError(f"{folder} holds other files, such as {min(others)}. Name a folder that does not exist.")
+    if names and not force:
+        raise FileExistsError(f"{folder} exists. Name another folder, or replace it with force=True.")
+
+
+def run_demo(model, source, output: str | Path, num_quantizers: int | None = None, force: bool = False) -> DemoReport:
     """Send a recording through the codec, and write all that there is to see and hear into a folder, at once.
 
     Args:
         model: a mono [`MimiModel`].
         source: path of an audio file.
-        output: the folder; one that is there is replaced.
+        output: the folder, see [`check_folder`].
         num_quantizers: how many codebooks to use; all by default.
+        force: replace what an earlier demonstration left there.
 
     Raises:
-        OSError, ValueError: the recording cannot be read, or the folder cannot be written.
+        OSError, ValueError: the recording cannot be read, the folder cannot be written, or the model is not mono.
     """
     output, rate = Path(output), model.config.sampling_rate
+    if model.config.audio_channels != 1:
+        raise ValueError(
+            f"The model takes {model.config.audio_channels} channels; a demonstration needs one. Name a mono model."
+        )
+    check_folder(output, force)
     options = EncodeOptions(num_quantizers=num_quantizers)
     _warm_up(model)
     with written_beside(output) as aside:
@@ -75,10 +106,14 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
         middle = time.perf_counter()
         decode_file(model, aside / "speech.mimi", aside / "decoded.wav")
         end = time.perf_counter()
-        original, decoded = _read_pair(source, aside, rate)
+        _copy(source, aside / "original.wav", rate)
+        original, decoded = (_read_start(path, rate) for path in (source, aside / "decoded.wav"))
+        length = min(len(original), len(decoded))
+        original, decoded = original[:length], decoded[:length]
         with open(aside / "speech.mimi", "rb") as file:
             codes = np.concatenate(list(BitstreamReader(file)), axis=-1)[0]
-        (aside / "tokens.png").write_bytes(encode_png(draw_tokens(codes, model.config.codebook_size)))
+        shown = codes[:, : math.ceil(LONGEST * model.config.frame_rate)]
+        (aside / "tokens.png").write_bytes(encode_png(draw_tokens(shown, model.config.codebook_size)))
         (aside / "spectrogram.png").write_bytes(encode_png(draw_spectrograms([original, decoded], rate)))
         size = (aside / "speech.mimi").stat().st_size
     names = [name for name in ("mel_distance", "stoi", "pesq") if not METRICS[name].missing]
@@ -101,18 +136,21 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
 def _warm_up(model):
     """A first call fills caches; it is not what is measured."""
     with torch.no_grad():
-        model.decode(model.encode(torch.zeros(1, 1, 2 * model.config.frame_size)).audio_codes)
+        silence = torch.zeros(1, 1, 2 * model.config.frame_size, device=model.device, dtype=model.dtype)
+        model.decode(model.encode(silence).audio_codes)
 
 
-def _read_pair(source, folder: Path, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Original and decoded audio, shape = (N,) each, their first half minute; the original is written, too."""
-    from .audio_io import write_audio
+def _copy(source, path: Path, rate: int):
+    """The recording as the model hears it: mono, at its rate."""
+    with AudioBlocks(source, rate, 1) as blocks, write_blocks(path, rate, 1, blocks.num_samples) as write:
+        for block in blocks:
+            write(block)
 
-    original = read_audio(source, rate, 1)[0]
-    write_audio(folder / "original.wav", original, rate)
-    decoded = read_audio(folder / "decoded.wav", rate, 1)[0]
-    length = min(original.shape[-1], decoded.shape[-1], round(_LONGEST * rate))
-    return original[0, :length], decoded[0, :length]
+
+def _read_start(path, rate: int) -> np.ndarray:
+    """What is measured: array, shape = (N,)."""
+    with AudioBlocks(path, rate, 1, duration=LONGEST) as blocks:
+        return np.concatenate([block[0] for block in blocks])
 
 
 def draw_tokens(codes: np.ndarray, size: int) -> np.ndarray:

@@ -34,7 +34,8 @@ def mimi_tiny_path() -> Path:
 class ModelChoice:
     """Which model to load, and how. It is light, and goes to other processes.
 
-    name: a folder, the id of a model on the Hub, or `mimi-tiny`, which comes with the package.
+    name: a folder, the id of a model on the Hub, or `mimi-tiny`, which comes with the package, whatever lies here: a
+        folder of that name is `./mimi-tiny`.
     dtype: float32, bfloat16 or float16, of torch too.
     revision: of the model on the Hub.
 

@@ -1,21 +1,30 @@
 """`mimi-tiny`, the model that comes with the package, and `mimi-hf demo`."""
 
 import json
+import os
+import runpy
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
+from tiny import make_audio, make_model
 from typer.testing import CliRunner
 
-from mimi_hf import MimiFeatureExtractor, mimi_tiny_path
+from mimi_hf import MimiFeatureExtractor, MimiModel, mimi_tiny_path
 from mimi_hf.audio_io import read_audio
 from mimi_hf.cli import app
-from mimi_hf.demo import FILES, speech_path
+from mimi_hf.demo import FILES, draw_tokens, run_demo, speech_path
 from mimi_hf.loading import ModelChoice
 from mimi_hf.png import encode_png, heat_colors, wheel_colors
+
+pack = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "mimi_tiny" / "pack.py"))["pack"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +84,25 @@ def test_more_codebooks_are_closer_to_the_speech(tiny, speech):
     assert distances == sorted(distances, reverse=True) and distances[2] < 0.5 * noise
 
 
+def test_it_loads_in_single_precision_unless_told_otherwise(tiny, speech):
+    stored = load_file(mimi_tiny_path() / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    plain = MimiModel.from_pretrained(mimi_tiny_path())
+    assert plain.dtype == torch.float32
+    assert torch.equal(plain.encode(speech).audio_codes, tiny.encode(speech).audio_codes)
+    half = MimiModel.from_pretrained(mimi_tiny_path(), dtype=torch.float16)
+    sums = {buffer.dtype for name, buffer in half.named_buffers() if name.endswith("embed_sum")}
+    assert half.dtype == torch.float16 and sums == {torch.float32}
+
+
+def test_its_codebooks_are_ready_for_use_and_what_is_said_of_its_size_holds(tiny):
+    usage = [buffer for name, buffer in tiny.named_buffers() if name.endswith("cluster_usage")]
+    assert len(usage) == 8 and all((one == 1).all() for one in usage)
+    said = f"{sum(one.numel() for one in tiny.parameters()) / 1e6:.1f} million parameters"
+    assert said in (mimi_tiny_path() / "README.md").read_text()
+    assert said in " ".join(CliRunner().invoke(app, ["demo", "--help"]).output.replace("│", " ").split())
+
+
 def test_bfloat16_changes_few_codes(speech, tiny):
     half = ModelChoice("mimi-tiny", "bfloat16").load("cpu")
     agreement = half.encode(speech.bfloat16()).audio_codes == tiny.encode(speech).audio_codes
@@ -89,6 +117,44 @@ def test_the_name_works_wherever_a_model_is_named(speech, tiny):
     assert np.array_equal(np.array(row["audio_codes"][0]), tiny.encode(speech, num_quantizers=4).audio_codes[0].numpy())
 
 
+def test_the_name_means_the_packaged_model_and_a_path_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_model().save_pretrained("mimi-tiny")
+    assert ModelChoice("mimi-tiny").resolve()[0].codebook_size == 1024
+    assert ModelChoice("./mimi-tiny").resolve()[0].codebook_size == 64
+
+
+def test_packing_keeps_the_codes_and_the_card(tmp_path):
+    model, output = make_model(), tmp_path / "packed"
+    model.save_pretrained(tmp_path / "trained")
+    output.mkdir()
+    (output / "README.md").write_text("card")
+    pack(tmp_path / "trained", output)
+    packed = ModelChoice(output).load("cpu")
+    audio = make_audio(24 * 100)
+    codes = model.encode(audio).audio_codes
+    assert (packed.encode(audio).audio_codes == codes)[:, 0].float().mean() > 0.95
+    with torch.no_grad():
+        before, after = (one.decode(codes).audio_values for one in (model, packed))
+    assert (before - after).square().sum() < 1e-4 * before.square().sum()
+    assert (output / "README.md").read_text() == "card"
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in output.iterdir() if path.suffix == ".safetensors")
+
+
+def test_packing_refuses_what_half_precision_does_not_hold_and_changes_nothing(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "packed")
+    before = (tmp_path / "packed" / "model.safetensors").read_bytes()
+    codebook = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+    codebook.cluster_usage[3] = 0  # an entry without a vector: its sum over almost nothing
+    codebook.embed_sum[3] = 5.0
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ValueError, match="half precision"):
+        pack(tmp_path / "trained", tmp_path / "packed")
+    assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "trained"]
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["demo", *map(str, arguments)])
 
@@ -98,13 +164,71 @@ def test_the_demo_writes_all_that_it_says(tmp_path):
     result = run("--out", output)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
-    assert "not Mimi" in result.output or "far from Mimi's quality" in result.output.replace("\n", " ")
-    assert result.output.count("kbps") >= 1 and "mel distance" in result.output
+    assert "far from Mimi's quality" in " ".join(result.output.split())
+    assert "1.00 kbps" in result.output and "mel distance" in result.output
     original, decoded = (soundfile.read(output / name)[0] for name in ("original.wav", "decoded.wav"))
     assert len(original) == len(decoded) and np.abs(decoded).max() > 0.05
     again = run("--out", output)
     assert again.exit_code == 1 and "--force" in again.output
     assert run("--out", output, "--force", "--quiet").output == ""
+
+
+def test_the_demo_never_replaces_what_others_put_there(tmp_path, tiny, monkeypatch):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    result = run("--out", folder, "--force")
+    assert result.exit_code == 1 and "thesis.txt" in result.output
+    with pytest.raises(FileExistsError, match="thesis"):
+        run_demo(tiny, speech_path(), folder, force=True)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert run("--out", ".", "--force").exit_code == 1
+    monkeypatch.chdir(tmp_path)
+    assert run("--out", tmp_path / "empty", "--quiet").exit_code == 0
+    missing = run("--out", tmp_path / "none" / "demo")
+    assert missing.exit_code == 1 and "Create it first" in missing.output
+
+
+_BARE = """
+import socket, sys
+sys.modules.update(dict.fromkeys(["matplotlib", "pystoi", "pesq", "librosa", "tensorboard", "peft"]))  # not installed
+def refuse(*arguments, **options): raise OSError("a network is used")
+socket.socket.connect = socket.getaddrinfo = refuse
+from mimi_hf.cli import main
+sys.argv = ["mimi-hf", "demo", "--out", sys.argv[1]]
+main()
+"""
+
+
+def test_the_demo_needs_neither_a_network_nor_packages_beside(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}  # an empty cache
+    command = [sys.executable, "-c", _BARE, str(tmp_path / "demo")]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert "mimi_hf[eval]" in process.stdout and "mel distance" in process.stdout
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == sorted(FILES)
+
+
+def test_the_demo_prints_to_any_terminal_and_names_any_folder(tmp_path):
+    output = tmp_path / "my [bold]demo"
+    result = CliRunner(charset="latin-1").invoke(app, ["demo", "--out", str(output)])
+    assert result.exit_code == 0, result.output
+    assert f"{output}: original.wav" in result.output
+    assert f"mimi-hf info '{output}/speech.mimi'" in result.output
+
+
+def test_long_recordings_are_kept_whole_and_pictured_in_part(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("mimi_hf.demo.LONGEST", 2.0)
+    source = tmp_path / "long.wav"
+    soundfile.write(source, 0.1 * np.random.default_rng(0).standard_normal(8_000 * 3), 8_000)
+    report = run_demo(tiny, source, tmp_path / "demo", num_quantizers=1)
+    assert report.codes.shape == (1, 38) and report.duration == 3
+    assert soundfile.info(tmp_path / "demo" / "original.wav").frames == 24_000 * 3
+    assert soundfile.info(tmp_path / "demo" / "decoded.wav").frames == 24_000 * 3
+    pictured = draw_tokens(report.codes[:, :25], 1024)
+    assert (tmp_path / "demo" / "tokens.png").read_bytes() == encode_png(pictured)
 
 
 def test_the_demo_takes_any_recording_and_reports_as_json(tmp_path):

@@ -5,53 +5,76 @@ python recipes/mimi_tiny/pack.py runs/tiny/best mimi_hf/assets/mimi_tiny recordi
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from mimi_hf import MimiFeatureExtractor, MimiModel
 from mimi_hf.audio_io import read_audio
 from mimi_hf.corpus.sources.base import AUDIO_EXTENSIONS
+from mimi_hf.layers.quantizer import EPSILON
 
 LIMIT = 6_000_000
 
 
 def pack(source: Path, output: Path):
-    """Write the model at `source` to `output`, in at most 6 MB.
+    """Write the model at `source` to `output`, in at most 6 MB with the card that is there. After an error, `output` is
+    as it was.
 
     Raises:
-        ValueError: it is larger.
+        ValueError: it is larger, or half precision does not hold it.
     """
     model = MimiModel.from_pretrained(source, dtype=torch.float32)
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("embed_sum"):  # sums and counts do not fit half precision, entries do
-            tensor = tensor / model.state_dict()[name.replace("embed_sum", "cluster_usage")].clamp(min=1e-5)[:, None]
+    state = _halve(model.state_dict())
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
+        aside = Path(aside)
+        save_file(state, aside / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(aside)
+        config = json.loads((aside / "config.json").read_text())
+        config["dtype"] = "float32"  # what from_pretrained loads it as
+        (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        MimiFeatureExtractor(sampling_rate=model.config.sampling_rate).save_pretrained(aside)
+        made = {path.name: path for path in aside.iterdir()}
+        kept = [path for path in output.iterdir() if path.name not in made]
+        size = sum(path.stat().st_size for path in (*made.values(), *kept))
+        if size > LIMIT:
+            raise ValueError(f"{source} would take {size} bytes, more than {LIMIT}. Train a smaller model.")
+        for name, path in made.items():
+            path.chmod(0o644)  # safetensors lets nobody else read its files
+            path.replace(output / name)
+    print(f"{size / 1e6:.2f} MB, {sum(tensor.numel() for tensor in state.values())} numbers")
+
+
+def _halve(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In half precision; codebooks by their entries, as sums and counts do not fit."""
+    halves = {}
+    for name, tensor in state.items():
+        if name.endswith("embed_sum"):
+            tensor = tensor / state[name.replace("embed_sum", "cluster_usage")].clamp(min=EPSILON)[:, None]
         elif name.endswith("cluster_usage"):
             tensor = torch.ones_like(tensor)
-        state[name] = tensor.half().contiguous()
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(state, output / "model.safetensors", metadata={"format": "pt"})
-    model.config.save_pretrained(output)
-    config = json.loads((output / "config.json").read_text())
-    config["dtype"] = "float32"  # what from_pretrained loads it as
-    (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    MimiFeatureExtractor(sampling_rate=model.config.sampling_rate).save_pretrained(output)
-    size = sum(path.stat().st_size for path in output.iterdir())
-    if size > LIMIT:
-        raise ValueError(f"{output} has {size} bytes, more than {LIMIT}. Train a smaller model.")
-    print(
-        f"{size / 1e6:.2f} MB, {sum(item.numel() for item in load_file(output / 'model.safetensors').values())} numbers"
-    )
+        halves[name] = tensor.half().contiguous()
+        if not halves[name].isfinite().all():
+            raise ValueError(
+                f"{name} reaches {float(tensor.abs().max()):.3g}, which half precision does not hold. Train on, or pack"
+                " another checkpoint."
+            )
+    return halves
 
 
 def compare(source: Path, output: Path, recordings: Path):
     """Say what half precision costs: equal codes, and the difference of the audio of the same codes."""
     before, after = (MimiModel.from_pretrained(path, dtype=torch.float32).eval() for path in (source, output))
+    found = sorted(path for path in recordings.rglob("*") if path.suffix[1:].lower() in AUDIO_EXTENSIONS)
+    paths = [recordings] if recordings.is_file() else found
+    if not paths:
+        raise ValueError(f"{recordings} holds no recordings. Name a folder with some, or a file.")
     equal, signal, noise = [], 0.0, 0.0
-    for path in sorted(path for path in recordings.rglob("*") if path.suffix[1:].lower() in AUDIO_EXTENSIONS):
+    for path in paths:
         audio = torch.from_numpy(read_audio(path, before.config.sampling_rate, 1)[0])[None]
         with torch.no_grad():
             codes = before.encode(audio).audio_codes
