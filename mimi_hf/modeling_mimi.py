@@ -400,7 +400,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         padding_cache: EncoderStream | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
-        return_loss: bool = True,
+        return_loss: bool | None = None,
     ) -> MimiOutput | MimiTrainingOutput | tuple:
         """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
         `input_values` or `padding_mask`, where one is given).
@@ -409,7 +409,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         `model.quantizer.training_options` say ([`QuantizerTraining`]); the losses are in the output.
 
         Args:
-            return_loss: in training mode, compute the reconstruction loss too, and the sum.
+            return_loss: compute the reconstruction loss, and in training mode its sum with the commitment. The default
+                is to do so in training mode alone. A stream has none.
 
         The other arguments are those of [`encode`] and [`decode`].
         """
@@ -417,7 +418,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         streaming = self.config.use_streaming if use_streaming is None else use_streaming
         streaming = streaming or any(cache is not None for cache in caches)
         if self.training and audio_codes is None and not streaming:
-            output = self._train_on(input_values, padding_mask, num_quantizers, return_loss)
+            output = self._train_on(input_values, padding_mask, num_quantizers, return_loss is not False)
             return self._output(output, return_dict)
         encoded = MimiEncoderOutput(audio_codes)
         if audio_codes is None:
@@ -436,6 +437,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             decoded.decoder_past_key_values,
             encoded.audio_codes_mask,
         )
+        if return_loss and input_values is not None and not streaming:
+            output.loss = self._reconstruction_loss(input_values, padding_mask, decoded.audio_values)
         return self._output(output, return_dict)
 
     def _train_on(self, input_values, padding_mask, num_quantizers, return_loss: bool) -> MimiTrainingOutput:
@@ -462,12 +465,17 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             audio_codes_mask=mask,
         )
         if return_loss:
-            from .training.losses import reconstruction_loss
-
-            target = rows.place_audio(audio)
-            output.reconstruction_loss = reconstruction_loss(target, audio_values, self.config.sampling_rate)
+            output.reconstruction_loss = self._reconstruction_loss(input_values, padding_mask, audio_values)
             output.loss = output.reconstruction_loss + 0.25 * output.commitment_loss
         return output
+
+    def _reconstruction_loss(self, audio: Tensor, padding_mask: Tensor | None, estimate: Tensor) -> Tensor:
+        from .training.losses import reconstruction_loss
+
+        if padding_mask is not None:
+            real = sample_mask(padding_mask, len(audio), audio.shape[2])
+            audio = audio.masked_fill(~real[:, None], 0)
+        return reconstruction_loss(audio, estimate, self.config.sampling_rate)
 
     # Streams
 

@@ -40,6 +40,7 @@ class MimiOutput(ModelOutput):
     audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
     encoder_past_key_values, decoder_past_key_values: the streams to pass to the next call, when streaming.
     audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames.
+    loss: Tensor, shape = (), the reconstruction loss, where it was asked for.
     """
 
     audio_codes: Tensor | None = None
@@ -47,6 +48,7 @@ class MimiOutput(ModelOutput):
     encoder_past_key_values: EncoderStream | None = None
     decoder_past_key_values: DecoderStream | None = None
     audio_codes_mask: Tensor | None = None
+    loss: Tensor | None = None
 
 
 @dataclass

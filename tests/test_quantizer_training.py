@@ -2,16 +2,18 @@
 
 import copy
 import itertools
-import multiprocessing
-import os
+import pickle
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import FRAME, make_audio, make_model
+from tiny import FRAME, TINY, make_audio, make_model
 
-from mimi_hf import MimiModel, QuantizerTraining
-from mimi_hf.layers.quantizer_training import initialize_codebooks, kmeans, update_codebook
+from mimi_hf import QuantizerTraining
+from mimi_hf.layers.quantizer import SplitResidualVectorQuantizer
+from mimi_hf.layers.quantizer_training import initialize_codebooks, kmeans, quantize_levels, update_codebook
 
 PLAIN = {"quantizer_dropout": 0.0, "unquantized": 0.0, "dead_threshold": 0.0}
 
@@ -23,6 +25,7 @@ def make_trainee(**options):
 
 
 def codebooks_of(model):
+    """A copy of all buffers of the codebooks."""
     return {name: buffer.clone() for name, buffer in model.named_buffers() if "codebook" in name}
 
 
@@ -57,6 +60,39 @@ def test_a_gradient_reaches_every_parameter():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_half_precision_trains_with_codebooks_in_single():
+    audio = make_audio(10 * FRAME, batch=2)
+    automatic, converted = make_trainee(), make_trainee().to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = automatic(audio).loss
+    for model, value in ((automatic, loss), (converted, converted(audio).loss)):
+        assert value.dtype == torch.float32
+        value.backward()
+        assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+        for name, buffer in codebooks_of(model).items():
+            assert buffer.dtype == torch.float32 and torch.isfinite(buffer).all(), name
+
+
+def test_a_sequence_without_acoustic_codebooks_teaches_their_projection_nothing():
+    model = make_trainee(update=False)
+    quantized = model.quantizer.quantize(torch.randn(2, 7, 32), torch.ones(2, 7, dtype=torch.bool), 1)
+    assert quantized.codes.shape == (2, 1, 7)
+    torch.testing.assert_close(quantized.latents, quantized.semantic)
+    (quantized.latents.square().sum() + quantized.commitment).backward()
+    assert model.quantizer.semantic_residual_vector_quantizer.input_proj.weight.grad.any()
+    assert not model.quantizer.acoustic_residual_vector_quantizer.input_proj.weight.grad.any()
+
+    model = make_trainee(update=False)
+    dropped, draws = 0, 40
+    for _ in range(draws):  # each sequence by itself draws how many of its codebooks it uses
+        model.quantizer.training_options = QuantizerTraining(**{**PLAIN, "update": False, "quantizer_dropout": 1.0})
+        model.zero_grad()
+        latents = model.quantizer.quantize(torch.randn(1, 3, 32), torch.ones(1, 3, dtype=torch.bool), 6).latents
+        latents.square().sum().backward()
+        dropped += not model.quantizer.acoustic_residual_vector_quantizer.input_proj.weight.grad.any()
+    assert 0 < dropped < draws / 2  # one in six
+
+
 def test_codebooks_follow_the_moving_average():
     model = make_trainee(decay=0.9)
     codebook = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
@@ -67,6 +103,25 @@ def test_codebooks_follow_the_moving_average():
         chosen = vectors[codes == entry]
         torch.testing.assert_close(codebook.cluster_usage[entry], 0.9 * usage[entry] + 0.1 * len(chosen))
         torch.testing.assert_close(codebook.embed_sum[entry], 0.9 * sums[entry] + 0.1 * chosen.sum(dim=0))
+
+
+def test_sums_and_errors_are_of_the_codebooks_in_use():
+    model = make_trainee(update=False)
+    codebooks = [layer.codebook for layer in model.quantizer.acoustic_residual_vector_quantizer.layers]
+    vectors, levels = torch.randn(3, 4, 16), torch.tensor([0, 2, 5])
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 1:] = False
+    total, codes, error, count = quantize_levels(codebooks, vectors, levels, mask, model.quantizer.training_options)
+    errors = []
+    for row, frame in itertools.product(range(3), range(4)):
+        residual = vectors[row, frame]
+        for codebook, code in zip(codebooks[: levels[row]], codes[row, :, frame], strict=False):
+            assert code == (codebook.embed - residual).norm(dim=1).argmin()
+            residual = residual - codebook.embed[code]
+            errors += [residual.square().mean()] if mask[row, frame] else []
+        torch.testing.assert_close(total[row, frame], vectors[row, frame] - residual)
+    torch.testing.assert_close(error, sum(errors))
+    assert count == len(errors) == 2 + 5 * 4
 
 
 def test_what_lies_in_the_padding_teaches_nothing():
@@ -82,8 +137,48 @@ def test_what_lies_in_the_padding_teaches_nothing():
         torch.testing.assert_close(buffer, codebooks_of(padded)[name], atol=1e-5, rtol=1e-4)
 
 
+def test_left_padding_trains_as_right_padding_does():
+    left, right = make_trainee(), make_trainee()
+    audio, mask = make_audio(10 * FRAME, batch=2), torch.ones(2, 10 * FRAME, dtype=torch.bool)
+    mask[1, 130:] = False
+    output = right(audio, mask)
+    shifted = audio.clone()
+    shifted[1] = audio[1].roll(110, dims=1)
+    other = left(shifted, torch.stack([mask[0], mask[1].flip(0)]))
+    assert not other.audio_values[1, :, :110].any() and not output.audio_values[1, :, 130:].any()
+    torch.testing.assert_close(other.audio_values[1, :, 110:], output.audio_values[1, :, :130])
+    for name in ("audio_codes", "audio_codes_mask"):
+        assert torch.equal(output[name], other[name])
+    for name, buffer in codebooks_of(right).items():
+        assert torch.equal(buffer, codebooks_of(left)[name])
+
+
+def test_codebooks_are_made_from_real_frames_alone():
+    model = make_trainee()
+    model.quantizer.reset_codebooks()
+    latents = torch.randn(2, 40, 32)
+    latents[:, 20:] = 1e4
+    latents[0, 3] = float("nan")
+    mask = torch.arange(40).expand(2, -1) < 20
+    model.quantizer.quantize(latents, mask, 6)
+    for name, buffer in codebooks_of(model).items():
+        assert torch.isfinite(buffer).all() and buffer.abs().max() < 100, name
+    model.quantizer.reset_codebooks()
+    with pytest.raises(ValueError, match="No latents"):
+        model.quantizer.quantize(latents, torch.zeros_like(mask), 6)
+
+
+def test_a_step_that_is_not_finite_shows_in_the_loss_and_spares_the_codebooks():
+    model = make_trainee(dead_threshold=0.9)
+    audio = make_audio(10 * FRAME, batch=2)
+    audio[0, 0, 5] = float("nan")
+    assert model(audio).loss.isnan()
+    assert all(torch.isfinite(buffer).all() for buffer in codebooks_of(model).values())
+
+
 def test_fixed_codebooks_stay_as_they_are_bit_by_bit():
     model = make_trainee(update=False, dead_threshold=0.5)
+    model.quantizer.reset_codebooks()
     before = codebooks_of(model)
     model(make_audio(10 * FRAME))
     assert all(torch.equal(before[name], buffer) for name, buffer in codebooks_of(model).items())
@@ -166,6 +261,8 @@ def test_shares_of_sequences_are_as_asked_for():
 def test_a_model_trained_a_step_loads_here_and_in_transformers(tmp_path):
     from transformers import MimiModel as NativeMimiModel
 
+    from mimi_hf import MimiModel
+
     model = make_trainee(dead_threshold=0.1)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     audio = make_audio(10 * FRAME)
@@ -175,6 +272,21 @@ def test_a_model_trained_a_step_loads_here_and_in_transformers(tmp_path):
     expected = model.eval().encode(audio).audio_codes
     for kind in (MimiModel, NativeMimiModel):
         assert torch.equal(kind.from_pretrained(tmp_path).eval().encode(audio).audio_codes, expected), kind
+
+
+def test_codes_mean_what_the_codebooks_of_the_moment_say():
+    model = make_trainee(decay=0.5)
+    audio = make_audio(10 * FRAME)
+    codes = model.encode(audio).audio_codes
+    before = model.quantizer.lookup(codes)
+    model(audio)
+    fresh = make_model()
+    fresh.load_state_dict(model.state_dict())
+    expected = fresh.quantizer.lookup(codes)
+    assert not torch.allclose(expected, before)
+    assert torch.equal(model.quantizer.lookup(codes), expected)
+    assert torch.equal(model.eval().quantizer.lookup(codes), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model)).quantizer.lookup(codes), expected)
 
 
 def test_losses_fall_and_copies_train_apart():
@@ -195,54 +307,126 @@ def test_losses_fall_and_copies_train_apart():
 
 
 def test_transformers_trainer_takes_it_as_it_is(tmp_path):
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments, default_data_collator
 
     data = [{"input_values": audio} for audio in make_audio(10 * FRAME, batch=6)]
-    arguments = TrainingArguments(tmp_path, max_steps=3, per_device_train_batch_size=2, report_to=[], use_cpu=True)
+    arguments = TrainingArguments(
+        tmp_path, max_steps=3, per_device_train_batch_size=2, eval_strategy="steps", report_to=[], use_cpu=True
+    )
     model = make_trainee()
     before = model.state_dict()["decoder.layers.0.conv.weight"].clone()
-    result = Trainer(model, arguments, train_dataset=data).train()
-    assert result.training_loss > 0
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data)
+    assert trainer.train().training_loss > 0
     assert not torch.equal(before, model.state_dict()["decoder.layers.0.conv.weight"])
+    assert "eval_loss" not in trainer.evaluate()
+    trainer.data_collator = lambda rows: default_data_collator(rows) | {"return_loss": True}
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_evaluation_gives_the_reconstruction_loss_where_asked():
+    model = make_model()
+    audio, mask = make_audio(10 * FRAME, batch=2), torch.ones(2, 10 * FRAME, dtype=torch.bool)
+    mask[1, :110] = False
+    trainee = make_trainee(update=False)
+    for padding in (None, mask):
+        assert model(audio, padding).loss is None
+        expected = trainee(audio, padding).reconstruction_loss
+        torch.testing.assert_close(model(audio, padding, return_loss=True).loss, expected, rtol=1e-4, atol=1e-5)
+    noisy = audio.masked_fill(~mask[:, None], float("nan"))
+    torch.testing.assert_close(model(noisy, mask, return_loss=True).loss, expected, rtol=1e-4, atol=1e-5)
+    assert trainee(audio, return_loss=False).loss is None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"decay": 1.0}, {"unquantized": 1.5}, {"quantizer_dropout": -0.1}, {"kmeans_iterations": 0}]
+    "wrong", [{"decay": 1.0}, {"unquantized": 1.5}, {"quantizer_dropout": -0.1}, {"kmeans_iterations": 2.5}]
 )
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         QuantizerTraining(**wrong)
 
 
-def _train_as_rank(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+def make_quantizer(**options):
+    """A quantizer by itself, the same each time: its parts need nothing of transformers, whose import takes long."""
+    torch.manual_seed(0)
+    quantizer = SplitResidualVectorQuantizer(SimpleNamespace(**TINY, num_semantic_quantizers=1)).train()
+    for name, buffer in quantizer.named_buffers():
+        if name.endswith("embed_sum"):
+            buffer.normal_()
+    quantizer.training_options = QuantizerTraining(**{**PLAIN, **options})
+    return quantizer
+
+
+def make_steps(frames):
+    """Latents of two processes and which of them are real, for three steps. One process has no real frame at first."""
+    random = torch.Generator().manual_seed(1)
+    latents = torch.randn(3, 2, 2, frames, 32, generator=random)
+    mask = torch.rand(3, 2, 2, frames, generator=random) < 0.8
+    mask[0, 0] = False
+    return list(zip(latents, mask, strict=True))
+
+
+def test_iterations_of_kmeans_bring_the_centres_nearer():
+    vectors = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for iterations in (1, 3, 20):
+        torch.manual_seed(0)
+        centres, counts = kmeans(vectors, 32, iterations)
+        errors.append(torch.cdist(vectors, centres).min(dim=1).values.square().mean())
+        assert counts.min() > 0 and counts.sum() == 2000
+    assert errors[1] < 0.95 * errors[0] and errors[2] < 0.99 * errors[1]
+
+
+def test_the_commitment_draws_latents_to_the_entries():
+    quantizer = make_quantizer(update=False)
+    latents, mask = torch.randn(2, 7, 32, requires_grad=True), torch.ones(2, 7, dtype=torch.bool)
+    before = quantizer.quantize(latents, mask, 6).commitment
+    (slope,) = torch.autograd.grad(before, latents)
+    after = quantizer.quantize(latents - 0.01 * slope / slope.norm(), mask, 6).commitment
+    torch.testing.assert_close(before - after, 0.01 * slope.norm(), atol=0, rtol=0.05)
+
+
+def test_semantic_latents_are_of_the_semantic_codebooks_whatever_the_decoder_gets():
+    quantizer, mask = make_quantizer(update=False), torch.ones(2, 7, dtype=torch.bool)
+    latents = torch.randn(2, 7, 32)
+    expected = quantizer.lookup(quantizer.search(latents, 1))
+    for options in ({}, {"unquantized": 1.0}, {"quantizer_dropout": 1.0}):
+        quantizer.training_options = QuantizerTraining(**{**PLAIN, "update": False, **options})
+        torch.testing.assert_close(quantizer.quantize(latents, mask, 6).semantic, expected)
+
+
+def _train_as_rank(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    torch.manual_seed(rank)
-    model = make_trainee(dead_threshold=0.5)
-    model.quantizer.reset_codebooks()
-    for step in range(3):
-        audio = make_audio(20 * FRAME, batch=2, seed=10 * rank + step)
-        mask = torch.ones(2, 20 * FRAME, dtype=torch.bool)
-        mask[0, (rank + 1) * 5 * FRAME :] = False
-        model(audio, mask, return_loss=False)
-    results.put((rank, {name: buffer.numpy() for name, buffer in codebooks_of(model).items()}))
+    where = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": 2}
+    # Processes out of step wait for each other: by default for half an hour.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60), **where)
+    results = {}
+    for name, options, frames in (
+        ("plain", {}, 40),
+        ("replaced", {"dead_threshold": 0.5, "decay": 0.5}, 40),
+        ("few", {}, 8),
+    ):
+        quantizer = make_quantizer(**options)
+        torch.manual_seed(rank)
+        if name != "plain":
+            quantizer.reset_codebooks()
+        for latents, mask in make_steps(frames):
+            quantizer.quantize(latents[rank], mask[rank], 6)
+        results[name] = codebooks_of(quantizer)
+    torch.save(results, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_hold_the_same_codebooks():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_train_as_rank, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(30)
-    for name, buffer in found[0].items():
-        assert (buffer == found[1][name]).all(), name
+def test_two_processes_learn_as_one(tmp_path):
+    torch.multiprocessing.spawn(_train_as_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    for name, codebooks in first.items():
+        for key, buffer in codebooks.items():
+            assert torch.equal(buffer, second[name][key]) and torch.isfinite(buffer).all(), (name, key)
+    for name in ("replaced", "few"):
+        embeds = [buffer for key, buffer in first[name].items() if key.endswith("embed_sum")]
+        assert all((entries != 0).any(dim=1).all() for entries in embeds), name
+    alone = make_quantizer()
+    for latents, mask in make_steps(40):
+        alone.quantize(latents.flatten(0, 1), mask.flatten(0, 1), 6)
+    for key, buffer in codebooks_of(alone).items():
+        torch.testing.assert_close(first["plain"][key], buffer)

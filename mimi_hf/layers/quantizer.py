@@ -188,22 +188,28 @@ class SplitResidualVectorQuantizer(nn.Module):
         yield self.acoustic_residual_vector_quantizer, self.num_semantic_quantizers
 
     def reset_codebooks(self):
-        """Forget the codebooks: the next training step, or [`initialize`], makes new ones by k-means."""
+        """Forget the codebooks: the next training step that may change them, or [`initialize`], makes new ones by
+        k-means."""
         for half, _ in self._halves():
             for layer in half.layers:
                 layer.codebook.initialized.zero_()
 
-    def initialize(self, latents: Tensor, batches: int = 1):
+    def initialize(self, latents: Tensor, batches: int = 1, mask: Tensor | None = None):
         """Make the codebooks from latents, by k-means.
 
         Args:
-            latents: Tensor, shape = (B, F, D). The more there are, the better.
+            latents: Tensor, shape = (B, F, D), of this process: those of all are used. The more there are, the better.
             batches: how many training steps they are of.
+            mask: Tensor, shape = (B, F), bool, True for the frames to use. None means all.
+
+        Raises:
+            ValueError: where there are none.
         """
         iterations = self.training_options.kmeans_iterations
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             for half, _ in self._halves():
-                vectors = _project(half.input_proj, latents).float().flatten(0, 1)
+                vectors = _project(half.input_proj, latents).float()
+                vectors = vectors.flatten(0, 1) if mask is None else vectors[mask]
                 initialize_codebooks([layer.codebook for layer in half.layers], vectors, iterations, batches)
 
     def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
@@ -216,8 +222,11 @@ class SplitResidualVectorQuantizer(nn.Module):
             num_quantizers: the most that a sequence uses.
         """
         options, fewest = self.training_options, self.num_semantic_quantizers
-        if options.enabled and not self.semantic_residual_vector_quantizer.layers[0].codebook.initialized:
-            self.initialize(latents)
+        # A latent that is not finite shows in the loss; the codebooks would never be rid of it.
+        mask = mask & latents.isfinite().all(dim=2)
+        learns = options.enabled and options.update
+        if learns and not self.semantic_residual_vector_quantizer.layers[0].codebook.initialized:
+            self.initialize(latents, mask=mask)
         levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)
         outputs, codes, error, count = [], [], 0.0, 0.0
         with torch.autocast(latents.device.type, enabled=False):

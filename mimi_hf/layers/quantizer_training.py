@@ -47,8 +47,8 @@ class QuantizerTraining:
         for name in ("quantizer_dropout", "unquantized"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is a share, and must be from 0 to 1.")
-        if self.kmeans_iterations < 1:
-            raise ValueError(f"kmeans_iterations={self.kmeans_iterations!r} must be at least 1.")
+        if not isinstance(self.kmeans_iterations, int) or self.kmeans_iterations < 1:
+            raise ValueError(f"kmeans_iterations={self.kmeans_iterations!r} must be an integer of at least 1.")
 
 
 class Quantized(NamedTuple):
@@ -91,10 +91,12 @@ def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, op
         mask: Tensor, shape = (B, F), bool, True for real frames: the others teach nothing.
 
     Returns:
-        The sum of the entries, shape of the latents, whose gradient is passed on to the latents; the codes, shape
-        (B, K, F); and the squared errors summed over frames, with their number.
+        The sum of the entries, shape of the latents, whose gradient is passed on to the latents where a codebook is
+        used; the codes, shape (B, K, F); and the mean square errors, summed over frames and codebooks in use, with
+        their number.
     """
-    residual, total, codes = latents, torch.zeros_like(latents), []
+    residual, total = latents, torch.zeros_like(latents)
+    codes = torch.zeros(len(latents), len(codebooks), latents.shape[1], dtype=torch.int64, device=latents.device)
     error, count = latents.new_zeros(()), latents.new_zeros(())
     for level, codebook in enumerate(codebooks):
         entries = codebook.embed
@@ -108,8 +110,10 @@ def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, op
         count = count + used.sum()
         total = total + chosen * (level < levels)[:, None, None]
         residual = residual - chosen
-        codes.append(code)
-    return latents + (total - latents).detach(), torch.stack(codes, dim=1), error, count
+        codes[:, level] = code
+    # What no entry stands for does not reach the decoder, so that no gradient comes back.
+    passed = torch.where((levels > 0)[:, None, None], latents + (total - latents).detach(), total)
+    return passed, codes, error, count
 
 
 @torch.no_grad()
@@ -125,11 +129,10 @@ def update_codebook(codebook, vectors: Tensor, codes: Tensor, options: Quantizer
     codebook.embed_sum.lerp_(sums, 1 - options.decay)
     mean = codebook.cluster_usage.mean()
     dead = codebook.cluster_usage < options.dead_threshold * mean
-    if dead.any():
-        fresh = _same_everywhere(_pick(vectors, size)) if len(vectors) or _many() else None
-        if fresh is not None:
-            codebook.cluster_usage.masked_fill_(dead, float(mean))
-            codebook.embed_sum.copy_(torch.where(dead[:, None], fresh * mean, codebook.embed_sum))
+    if dead.any() and len(candidates := _of_all(vectors)):
+        fresh = _same_everywhere(_pick(candidates, size))
+        codebook.cluster_usage.masked_fill_(dead, float(mean))
+        codebook.embed_sum.copy_(torch.where(dead[:, None], fresh * mean, codebook.embed_sum))
 
 
 @torch.no_grad()
@@ -137,10 +140,15 @@ def initialize_codebooks(codebooks, vectors: Tensor, iterations: int, batches: i
     """Make codebooks by k-means, each from what its predecessors leave over of the vectors.
 
     Args:
-        vectors: Tensor, shape = (n, codebook_dim), those of the first process.
-        batches: how many training steps give as many vectors: entries weigh what as many steps would have made them.
+        vectors: Tensor, shape = (n, codebook_dim), those of this process; they are gathered.
+        batches: how many training steps give as many vectors: an entry's usage is what it has of them in one step.
+
+    Raises:
+        ValueError: where no process has any.
     """
-    residual = vectors
+    residual = _of_all(vectors)
+    if not len(residual):
+        raise ValueError("No latents to make codebooks from: all frames are padding, or not finite.")
     for codebook in codebooks:
         size = codebook.embed_sum.shape[0]
         centres, counts = kmeans(residual, size, iterations)
@@ -180,14 +188,25 @@ def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
 
 
 def _pick(vectors: Tensor, count: int) -> Tensor:
-    """Vectors drawn at random; zeros where there are none."""
-    if not len(vectors):
-        return vectors.new_zeros(count, vectors.shape[1])
+    """Vectors drawn at random."""
     return vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
 
 
 def _many() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _of_all(vectors: Tensor) -> Tensor:
+    """The vectors of all processes, in their order; each may have another number of them, or none."""
+    if not _many():
+        return vectors
+    lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=vectors.device)
+    lengths[dist.get_rank()] = len(vectors)
+    dist.all_reduce(lengths)
+    padded = F.pad(vectors, (0, 0, 0, int(lengths.max()) - len(vectors)))
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)])
 
 
 def _same_everywhere(tensor: Tensor) -> Tensor:
