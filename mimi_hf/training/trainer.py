@@ -24,7 +24,7 @@ _LATENT_BATCHES = 16  # whose latents the codebooks of a new model are made from
 
 
 class TrainingFailedError(RuntimeError):
-    """A loss or a gradient was NaN or infinite. Nothing of that step was taken into the model."""
+    """A loss or a gradient was NaN or infinite. No weight took that step; codebooks may have, in memory."""
 
 
 class Trainer:
@@ -256,7 +256,7 @@ class Trainer:
             with self.accelerator.autocast():
                 latents.append(self.trained.model.encode_latents(audio * self.trained.scale).mT.float())
         self.trained.model.quantizer.reset_codebooks()
-        self.trained.model.quantizer.initialize(torch.cat(latents))
+        self.trained.model.quantizer.initialize(torch.cat(latents), batches=_LATENT_BATCHES)
         self.trained.quantizes = True
 
     def _refuse_nonfinite(self, figures: dict[str, Tensor]):
