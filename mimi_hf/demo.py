@@ -12,9 +12,9 @@ from .audio_stream import AudioBlocks, write_blocks
 from .bitstream import BitstreamReader
 from .compression import EncodeOptions, decode_file, encode_file
 from .evaluation.metrics import METRICS, score
-from .evaluation.picture import RANGE, TOP, power_spectrogram
-from .files import written_beside
-from .png import encode_png, enlarge, heat_colors, wheel_colors
+from .evaluation.picture import draw_spectrograms
+from .files import check_replaceable, written_beside
+from .png import encode_png, enlarge, wheel_colors
 
 FILES = ("original.wav", "speech.mimi", "decoded.wav", "tokens.png", "spectrogram.png")
 LONGEST = 30.0  # seconds that are measured and pictured
@@ -53,38 +53,13 @@ def speech_path() -> Path:
     return Path(__file__).parent / "assets" / "speech.flac"
 
 
-def check_folder(folder: str | Path, force: bool = False):
-    """Refuse a folder that cannot be made, or must not be replaced: what others have put there is never lost.
-
-    Args:
-        force: allow an earlier demonstration to be replaced.
-
-    Raises:
-        OSError: with the reason, and what to do.
-    """
-    folder = Path(folder)
-    if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder.parent} to write to. Create it first.")
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Name a folder to make.")
-    if folder.samefile("."):  # a shell would stay in the one that was replaced
-        raise FileExistsError(f"{folder} is the current folder. Name one in it.")
-    names = {path.name for path in folder.iterdir()}
-    if others := names.difference(FILES):
-        raise FileExistsError(f"{folder} holds other files, such as {min(others)}. Name a folder that does not exist.")
-    if names and not force:
-        raise FileExistsError(f"{folder} exists. Name another folder, or replace it with force=True.")
-
-
 def run_demo(model, source, output: str | Path, num_quantizers: int | None = None, force: bool = False) -> DemoReport:
     """Send a recording through the codec, and write all that there is to see and hear into a folder, at once.
 
     Args:
         model: a mono [`MimiModel`].
         source: path of an audio file.
-        output: the folder, see [`check_folder`].
+        output: the folder, see [`mimi_hf.files.check_replaceable`].
         num_quantizers: how many codebooks to use; all by default.
         force: replace what an earlier demonstration left there.
 
@@ -96,7 +71,7 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
         raise ValueError(
             f"The model takes {model.config.audio_channels} channels; a demonstration needs one. Name a mono model."
         )
-    check_folder(output, force)
+    check_replaceable(output, set(FILES), force)
     options = EncodeOptions(num_quantizers=num_quantizers)
     _warm_up(model)
     with written_beside(output) as aside:
@@ -164,22 +139,3 @@ def draw_tokens(codes: np.ndarray, size: int) -> np.ndarray:
         np.ndarray, shape = (height, width, 3), uint8.
     """
     return enlarge(wheel_colors(codes / size), 16, 8)
-
-
-def draw_spectrograms(parts: list[np.ndarray], rate: int) -> np.ndarray:
-    """Spectrograms up to 8 kHz, one below the other, in the same colours.
-
-    Args:
-        parts: np.ndarrays, shape = (N,) each.
-
-    Returns:
-        np.ndarray, shape = (height, width, 3), uint8.
-    """
-    powers = [power_spectrogram(audio, rate) for audio in parts]
-    loudest = max(power.max() for power in powers)
-    pictures = []
-    for power in powers:
-        power = power[: max(1, round(len(power) * min(1.0, 2 * TOP / rate)))]
-        pictures.append(heat_colors(np.clip(1 + (power[::-1] - loudest) / RANGE, 0, 1)))
-        pictures.append(np.full((4, power.shape[1], 3), 255, np.uint8))
-    return enlarge(np.concatenate(pictures[:-1]), 1, 2)

@@ -30,3 +30,28 @@ def written_beside(output: Path):
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(folder: Path, names: set[str], force: bool = False):
+    """Refuse a folder that cannot be made, or must not be replaced: what others have put there is never lost.
+
+    Args:
+        names: what a folder of this kind holds. One with anything else is not replaced.
+        force: allow an earlier one to be replaced.
+
+    Raises:
+        OSError: with the reason, and what to do.
+    """
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder.parent} to write to. Create it first.")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Name a folder to make.")
+    if folder.samefile("."):  # a shell would stay in the one that was replaced
+        raise FileExistsError(f"{folder} is the current folder. Name one in it.")
+    present = {path.name for path in folder.iterdir()}
+    if others := present - names:
+        raise FileExistsError(f"{folder} holds other files, such as {min(others)}. Name a folder that does not exist.")
+    if present and not force:
+        raise FileExistsError(f"{folder} exists. Name another folder, or add --force (force=True) to replace it.")

@@ -5,7 +5,6 @@ import math
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -418,7 +417,13 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         streaming = self.config.use_streaming if use_streaming is None else use_streaming
         streaming = streaming or any(cache is not None for cache in caches)
         if self.training and audio_codes is None and not streaming:
-            output = self._train_on(input_values, padding_mask, num_quantizers, return_loss is not False)
+            from .training.forward import training_forward
+
+            self._need("encoder")
+            self._need("decoder")
+            self._check_audio(input_values)
+            self._arrange_weights()
+            output = training_forward(self, input_values, padding_mask, num_quantizers, return_loss is not False)
             return self._output(output, return_dict)
         encoded = MimiEncoderOutput(audio_codes)
         if audio_codes is None:
@@ -438,44 +443,11 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             encoded.audio_codes_mask,
         )
         if return_loss and input_values is not None and not streaming:
-            output.loss = self._reconstruction_loss(input_values, padding_mask, decoded.audio_values)
+            from .training.forward import padded_reconstruction_loss
+
+            rate = self.config.sampling_rate
+            output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
         return self._output(output, return_dict)
-
-    def _train_on(self, input_values, padding_mask, num_quantizers, return_loss: bool) -> MimiTrainingOutput:
-        self._need("encoder")
-        self._need("decoder")
-        num_quantizers = self.quantizer.check_num_quantizers(num_quantizers)
-        self._check_audio(input_values)
-        self._arrange_weights()
-        rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
-        audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
-        if audio.shape[2] < rows.frames * rows.frame_size:
-            audio = F.pad(audio, (0, rows.frames * rows.frame_size - audio.shape[2]))
-        mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)
-        latents, _ = self.encode_tile(audio.transpose(1, 2).to(self.dtype), None)
-        quantized = self.quantizer.quantize(latents, mask, num_quantizers)
-        decoded, _ = self.decode_tile(quantized.latents.to(self.dtype), None)
-        audio_values = rows.place_audio(decoded.transpose(1, 2))
-        output = MimiTrainingOutput(
-            commitment_loss=quantized.commitment,
-            audio_values=audio_values,
-            audio_codes=quantized.codes,
-            latents=latents,
-            semantic_latents=quantized.semantic,
-            audio_codes_mask=mask,
-        )
-        if return_loss:
-            output.reconstruction_loss = self._reconstruction_loss(input_values, padding_mask, audio_values)
-            output.loss = output.reconstruction_loss + 0.25 * output.commitment_loss
-        return output
-
-    def _reconstruction_loss(self, audio: Tensor, padding_mask: Tensor | None, estimate: Tensor) -> Tensor:
-        from .training.losses import reconstruction_loss
-
-        if padding_mask is not None:
-            real = sample_mask(padding_mask, len(audio), audio.shape[2])
-            audio = audio.masked_fill(~real[:, None], 0)
-        return reconstruction_loss(audio, estimate, self.config.sampling_rate)
 
     # Streams
 

@@ -149,3 +149,15 @@ class Watcher:
         self.stopped.set()
         self.thread.join()
         assert self.broken == []
+
+
+def tone(seconds, frequency=440.0, rate=24_000, amplitude=0.5):
+    """A sine: np.ndarray, shape = (N,)."""
+    return amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
+
+
+def write_audio(path, samples, rate=24_000, **options):
+    """Write a file, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, **options)
+    return path

@@ -21,7 +21,6 @@ from mimi_hf.training.losses import (
     mel_loss,
     reconstruction_loss,
     reconstruction_losses,
-    si_sdr,
     stft,
     stft_loss,
     waveform_loss,
@@ -215,18 +214,6 @@ def test_what_cannot_be_compared_is_refused(pair):
         mel_loss(target, estimate, RATE, [64, 128], [10])
     with pytest.raises(ValueError, match="'mell'"):
         reconstruction_loss(target, estimate, RATE, {"mell": 1.0})
-
-
-def test_si_sdr_is_scale_invariant_and_in_decibels():
-    target = make_audio(3000, batch=2)
-    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-    noise -= (noise * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True) * target  # orthogonal
-    noise *= target.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-    levels = torch.tensor([[0.1], [1.0]])
-    measured = si_sdr(target, -3 * (target + levels[..., None] * noise))
-    torch.testing.assert_close(measured, torch.tensor([[20.0], [0.0]]), rtol=0, atol=1e-2)
-    assert si_sdr(target, target).min() > 80
-    assert torch.isfinite(si_sdr(torch.zeros_like(target), target)).all()
 
 
 # With a discriminator

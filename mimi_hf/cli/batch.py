@@ -121,7 +121,7 @@ def _run_pool(task: FileTask, queue: deque[Pair], begun: list[Pair], jobs: int) 
                     yield running.pop(future)[0], *result
         except BrokenProcessPool:
             begun += running.values()
-        except BaseException:
+        except BaseException:  # whatever ends this process, Ctrl-C too: they end with it
             for process in multiprocessing.active_children():
                 process.terminate()
             pool.shutdown(cancel_futures=True)

@@ -58,21 +58,18 @@ def _run(source, output, model, num_quantizers, device, force, quiet):
     from rich.text import Text
 
     with Console(stderr=True, quiet=quiet).status(Text(f"Loading {model} …")):
-        from ..demo import check_folder, run_demo, speech_path
+        from ..demo import FILES, run_demo, speech_path
+        from ..files import check_replaceable
 
         try:
-            check_folder(output, force)
+            check_replaceable(output, set(FILES), force)
         except OSError as error:
-            raise _refuse(error) from None
+            raise fail(describe(error)) from None
         codec = load_model(model, device, "float32")
     try:
         return run_demo(codec, source or speech_path(), output, num_quantizers, force)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise _refuse(error) from None
-
-
-def _refuse(error: Exception) -> typer.Exit:
-    return fail(describe(error).replace("replace it with force=True", "add --force to replace it"))
+        raise fail(describe(error)) from None
 
 
 def _print_json(report, model: str):

@@ -124,7 +124,9 @@ class _Reporter:
             import json
 
             typer.echo(json.dumps(figures))
-        if "data" in figures:
+        if "prepared" in figures:
+            self.progress.update(self.task, description=f"Preparing audio, {figures['prepared']:.0%}")
+        elif "data" in figures:
             self._show_data(figures["data"])
         elif "validation" in figures:
             values = ", ".join(f"{name} {value:.4g}" for name, value in figures["validation"].items())
@@ -138,7 +140,7 @@ class _Reporter:
         left_out = ", ".join(f"{count} {why}" for why, count in report.get("left_out", {}).items())
         self.console.print(
             f"{report['hours']:.2f} h in {report['recordings']} recordings"
-            + (f"; left out: {left_out} (see report.json of the audio)" if left_out else "")
+            + (f"; left out: {left_out} (left_out.jsonl, beside the audio, says why)" if left_out else "")
         )
 
     def end(self, output: str):

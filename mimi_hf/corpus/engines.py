@@ -180,7 +180,7 @@ def run_processes(
                     f"Worker processes died {deaths} times without finishing a shard (killed, or out of memory). Use"
                     " fewer processes (--num-proc) or smaller batches (--batch-seconds)."
                 ) from None
-        except BaseException:
+        except BaseException:  # whatever ends this process, Ctrl-C too: they end with it
             for process in list((pool._processes or {}).values()):
                 process.kill()  # a shard is whole or not there: nothing is lost
             pool.shutdown(cancel_futures=True)

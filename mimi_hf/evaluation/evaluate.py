@@ -1,6 +1,5 @@
 """A data set through a codec at several bitrates: quality, the use of codebooks, speed."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from ..benchmark import describe_machine, synchronize
+from ..corpus.engines import usable_cores
 from ..corpus.reading import UNREADABLE, check_device, describe
 from ..corpus.sources import Example
 from .metrics import SILENCE, Metric, choose_metrics
@@ -79,8 +79,7 @@ def evaluate(
 
 def default_jobs() -> int:
     """Half of the cores: the model needs the others."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
+    return max(1, usable_cores() // 2)
 
 
 @dataclass

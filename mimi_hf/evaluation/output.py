@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files import written_beside
+from ..files import check_replaceable, written_beside
 from . import picture
 from .agreement import AgreementReport
 from .report import EvaluationReport, write_json
@@ -20,19 +20,7 @@ def check_folder(folder: Path, force: bool = False):
     Raises:
         OSError: with the reason, and what to do.
     """
-    if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder.parent} to write to. Create it first.")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Name a folder to make.")
-    names = {path.name for path in folder.iterdir()}
-    if names - _OURS:
-        raise FileExistsError(
-            f"{folder} holds other files, such as {min(names - _OURS)}. Name a folder that does not exist."
-        )
-    if names and not force:
-        raise FileExistsError(f"{folder} exists. Name another folder, or add --force to replace it.")
+    check_replaceable(folder, _OURS, force)
 
 
 def write_evaluation(folder: Path, report: EvaluationReport, **facts):

@@ -1,4 +1,4 @@
-"""Pictures: spectrograms, and quality against bitrate. They need matplotlib, and no display."""
+"""Pictures: spectrograms, and quality against bitrate. Those with axes need matplotlib, none a display."""
 
 import importlib.util
 import math
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..audio_io import to_numpy
+from ..png import enlarge, heat_colors
 from .report import EvaluationReport
 
 # Hertz and decibels that are shown: what carries speech, and what is heard beside its loudest parts.
@@ -59,7 +60,7 @@ def spectrogram(audio, sampling_rate: int, top: float = TOP):
         top: the highest frequency to show, in Hz.
 
     Returns:
-        matplotlib.figure.Figure, for [`save`] and [`to_pixels`].
+        matplotlib.figure.Figure, for [`save`].
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -87,9 +88,25 @@ def spectrogram(audio, sampling_rate: int, top: float = TOP):
     return figure
 
 
-def spectrogram_image(audio, sampling_rate: int, top: float = TOP) -> np.ndarray:
-    """[`spectrogram`] as pixels, for TensorBoard (`dataformats="HWC"`): array, shape = (height, width, 3), uint8."""
-    return to_pixels(spectrogram(audio, sampling_rate, top))
+def draw_spectrograms(parts: list[np.ndarray], sampling_rate: int, top: float = TOP) -> np.ndarray:
+    """[`spectrogram`] without axes and titles, and without matplotlib: pixels, a column for each 5 ms.
+
+    Args:
+        parts: arrays, shape = (N,) each.
+        sampling_rate: in Hz.
+        top: the highest frequency to show, in Hz.
+
+    Returns:
+        array, shape = (height, width, 3), uint8, the first part at the top.
+    """
+    powers = [power_spectrogram(audio, sampling_rate) for audio in parts]
+    loudest = max(power.max() for power in powers)
+    pictures = []
+    for power in powers:
+        power = power[: max(1, round(len(power) * min(1.0, 2 * top / sampling_rate)))]
+        pictures.append(heat_colors(np.clip(1 + (power[::-1] - loudest) / RANGE, 0, 1)))
+        pictures.append(np.full((4, power.shape[1], 3), 255, np.uint8))
+    return enlarge(np.concatenate(pictures[:-1]), 1, 2)
 
 
 def quality(report: EvaluationReport):
@@ -138,12 +155,6 @@ def save(figure, path: Path | str):
     """Write a picture; PNG where the name does not say otherwise."""
     path = Path(path)
     figure.savefig(path, dpi=120, format=path.suffix.lower().lstrip(".") or "png")
-
-
-def to_pixels(figure) -> np.ndarray:
-    """A picture as an array, shape = (height, width, 3), uint8."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _make_figure(rows: int, columns: int, width: float, height: float):

@@ -160,7 +160,7 @@ class SplitResidualVectorQuantizer(nn.Module):
 
     def prepare(self):
         """Derive the codebooks where they have changed: a compiled graph takes them as they are."""
-        for residual in (self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer):
+        for residual, _ in self.halves():
             residual.tables()
 
     def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
@@ -182,15 +182,20 @@ class SplitResidualVectorQuantizer(nn.Module):
 
     # In training
 
-    def _halves(self):
+    def halves(self):
         """Both residual quantizers, each with the number of codebooks before its own."""
         yield self.semantic_residual_vector_quantizer, 0
         yield self.acoustic_residual_vector_quantizer, self.num_semantic_quantizers
 
+    @property
+    def initialized(self) -> bool:
+        """Whether the codebooks have been made."""
+        return bool(self.semantic_residual_vector_quantizer.layers[0].codebook.initialized)
+
     def reset_codebooks(self):
         """Forget the codebooks: the next training step that may change them, or [`initialize`], makes new ones by
         k-means."""
-        for half, _ in self._halves():
+        for half, _ in self.halves():
             for layer in half.layers:
                 layer.codebook.initialized.zero_()
 
@@ -207,7 +212,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         """
         iterations = self.training_options.kmeans_iterations
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            for half, _ in self._halves():
+            for half, _ in self.halves():
                 vectors = _project(half.input_proj, latents).float()
                 vectors = vectors.flatten(0, 1) if mask is None else vectors[mask]
                 initialize_codebooks([layer.codebook for layer in half.layers], vectors, iterations, batches)
@@ -225,12 +230,12 @@ class SplitResidualVectorQuantizer(nn.Module):
         # A latent that is not finite shows in the loss; the codebooks would never be rid of it.
         mask = mask & latents.isfinite().all(dim=2)
         learns = options.enabled and options.update
-        if learns and not self.semantic_residual_vector_quantizer.layers[0].codebook.initialized:
+        if learns and not self.initialized:
             self.initialize(latents, mask=mask)
         levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)
         outputs, codes, error, count = [], [], 0.0, 0.0
         with torch.autocast(latents.device.type, enabled=False):
-            for half, before in self._halves():
+            for half, before in self.halves():
                 x = _project(half.input_proj, latents).float()
                 if options.enabled:
                     codebooks = [layer.codebook for layer in half.layers[: max(0, num_quantizers - before)]]

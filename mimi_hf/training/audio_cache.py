@@ -291,7 +291,7 @@ class _Preparation:
                     self._write_part(todo.get_nowait(), lane, file)
         except queue.Empty:
             pass
-        except BaseException:
+        except BaseException:  # whatever it is, the other threads shall not go on
             self._stopped.set()
             raise
         finally:

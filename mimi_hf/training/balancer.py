@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .checks import check
+
 
 class GradientBalancer:
     """Balances the gradients of losses with respect to the audio that they judge (EnCodec, arXiv:2210.13438, section
@@ -34,9 +36,9 @@ class GradientBalancer:
 
     def __init__(self, weights: dict[str, float], decay: float = 0.999, total_norm: float = 1.0):
         for name, weight in weights.items():
-            _check(weight > 0, f"weights[{name!r}]", weight, "positive; leave out a loss that does not count")
-        _check(0 <= decay < 1, "decay", decay, "at least 0 and below 1")
-        _check(total_norm > 0, "total_norm", total_norm, "positive")
+            check(weight > 0, f"weights[{name!r}]", weight, "positive; leave out a loss that does not count")
+        check(0 <= decay < 1, "decay", decay, "at least 0 and below 1")
+        check(total_norm > 0, "total_norm", total_norm, "positive")
         self.weights, self.decay, self.total_norm = dict(weights), decay, total_norm
         # Moving averages, and how many norms each has seen.
         self._averages: dict[str, Tensor] = {}
@@ -128,8 +130,3 @@ def _row_norm(gradient: Tensor) -> Tensor:
     """Mean over rows of the norm of what each row would get alone: Tensor, shape = (B, ...) -> Tensor, shape = ()."""
     # A loss that is a mean over the batch gives each row a B-th of that.
     return gradient.float().flatten(1).norm(dim=1).sum()
-
-
-def _check(holds, name: str, value, rule: str):
-    if not holds:
-        raise ValueError(f"{name}={value!r} must be {rule}.")

@@ -3,8 +3,10 @@
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import written_beside
@@ -59,7 +61,7 @@ class Checkpoints:
         folder = self.folder / f"{_PREFIX}{steps[-1]}"
         try:
             return load_file(folder / _MODEL), torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-        except Exception as error:
+        except (OSError, EOFError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
             raise ValueError(
                 f"The checkpoint {folder} cannot be read ({error}). Remove that folder to go on from the one before."
             ) from error

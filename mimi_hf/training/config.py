@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..layers.quantizer import QuantizerTraining
 from .augmentation import Augmentation
+from .checks import check
+from .losses import FLOOR, RECONSTRUCTION_WEIGHTS
 
 PARTS = ("encoder", "quantizer", "decoder")
 
@@ -44,9 +46,9 @@ class ModelOptions:
             raise ValueError(f"model.train={list(self.train)} must name one or more of {', '.join(PARTS)}.")
         if not self.start and set(self.train) != set(PARTS):
             raise ValueError("model.train leaves parts out, but a new model learns as a whole. Name model.start, too.")
-        _check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (off) or more")
-        _check(not self.lora_rank or self.start, "model.lora_rank", self.lora_rank, "0 for a new model")
-        _check(self.audio_scale > 0, "model.audio_scale", self.audio_scale, "above 0")
+        check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (off) or more")
+        check(not self.lora_rank or self.start, "model.lora_rank", self.lora_rank, "0 for a new model")
+        check(self.audio_scale > 0, "model.audio_scale", self.audio_scale, "above 0")
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class DataOptions:
     augmentation: Augmentation | None = None
 
     def __post_init__(self):
-        _check(self.train, "data.train", list(self.train), "one source or more")
+        check(self.train, "data.train", list(self.train), "one source or more")
         if self.weights is not None:
             fits = len(self.weights) == len(self.train) and all(weight > 0 for weight in self.weights)
-            _check(fits, "data.weights", list(self.weights), "a positive number for each source of data.train")
-        _check(self.crop_seconds >= 0.2, "data.crop_seconds", self.crop_seconds, "at least 0.2")
-        _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
-        _check(self.validation_seconds > 0, "data.validation_seconds", self.validation_seconds, "above 0")
+            check(fits, "data.weights", list(self.weights), "a positive number for each source of data.train")
+        check(self.crop_seconds >= 0.2, "data.crop_seconds", self.crop_seconds, "at least 0.2")
+        check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        check(self.validation_seconds > 0, "data.validation_seconds", self.validation_seconds, "above 0")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class LossOptions:
     """What it is trained for. A weight of 0 leaves a loss out.
 
     mel: log-mel distance at five resolutions. spectral_convergence, log_magnitude: of the STFT. waveform: L1.
-    floor: magnitudes below it count as it, in the logarithms; 1 is a sine at full scale.
+    floor: added to magnitudes before their logarithm: white noise of this RMS is about as loud.
     commitment: of latents to their codebook entries.
     adversarial, feature_matching: of a multi-scale STFT discriminator, from `adversarial_start` on.
     adversarial_start: the step at which the discriminator comes in.
@@ -97,11 +99,11 @@ class LossOptions:
         section 3.4); otherwise weights simply multiply.
     """
 
-    mel: float = 1.0
-    spectral_convergence: float = 0.4
-    log_magnitude: float = 0.3
-    waveform: float = 0.03
-    floor: float = 1e-4
+    mel: float = RECONSTRUCTION_WEIGHTS["mel"]
+    spectral_convergence: float = RECONSTRUCTION_WEIGHTS["spectral_convergence"]
+    log_magnitude: float = RECONSTRUCTION_WEIGHTS["log_magnitude"]
+    waveform: float = RECONSTRUCTION_WEIGHTS["waveform"]
+    floor: float = FLOOR
     commitment: float = 0.05
     adversarial: float = 0.0
     feature_matching: float = 0.0
@@ -114,13 +116,18 @@ class LossOptions:
 
     def __post_init__(self):
         for name in (*RECONSTRUCTION, "commitment", *ADVERSARIAL, "distillation"):
-            _check(getattr(self, name) >= 0, f"losses.{name}", getattr(self, name), "0 (off) or more")
+            check(getattr(self, name) >= 0, f"losses.{name}", getattr(self, name), "0 (off) or more")
         if not any(getattr(self, name) for name in RECONSTRUCTION + ADVERSARIAL):
             raise ValueError("Every loss on the audio is 0. Give one of losses.mel, losses.adversarial, … a weight.")
+        if self.adversarial_start and not any(getattr(self, name) for name in RECONSTRUCTION):
+            raise ValueError(
+                f"losses.adversarial_start={self.adversarial_start} leaves the first steps without any loss on the"
+                " audio. Give losses.mel, or another one, a weight, or begin at 0."
+            )
         if self.distillation and not self.teacher:
             raise ValueError("losses.distillation needs losses.teacher: a speech model, such as microsoft/wavlm-large.")
-        _check(self.floor > 0, "losses.floor", self.floor, "above 0")
-        _check(self.adversarial_start >= 0, "losses.adversarial_start", self.adversarial_start, "0 or more")
+        check(self.floor > 0, "losses.floor", self.floor, "above 0")
+        check(self.adversarial_start >= 0, "losses.adversarial_start", self.adversarial_start, "0 or more")
 
     @property
     def uses_discriminator(self) -> bool:
@@ -128,7 +135,7 @@ class LossOptions:
         return any(getattr(self, name) > 0 for name in ADVERSARIAL)
 
 
-RECONSTRUCTION = ("mel", "spectral_convergence", "log_magnitude", "waveform")
+RECONSTRUCTION = tuple(RECONSTRUCTION_WEIGHTS)
 ADVERSARIAL = ("adversarial", "feature_matching")
 _NO_RECONSTRUCTION = dict.fromkeys(RECONSTRUCTION, 0.0)
 LOSS_PRESETS = {
@@ -156,7 +163,7 @@ class QuantizerOptions:
     unquantized: float = 0.5
 
     def __post_init__(self):
-        _check(self.unquantized_steps >= 0, "quantizer.unquantized_steps", self.unquantized_steps, "0 or more")
+        check(self.unquantized_steps >= 0, "quantizer.unquantized_steps", self.unquantized_steps, "0 or more")
         self.training_options(True, True)
 
     def training_options(self, enabled: bool, update: bool) -> QuantizerTraining:
@@ -193,15 +200,15 @@ class OptimizerOptions:
 
     def __post_init__(self):
         for name in ("steps", "accumulation"):
-            _check(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "discriminator_learning_rate"):
-            _check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
+            check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
         for name in ("final_learning_rate", "warmup_steps", "weight_decay", "max_norm"):
-            _check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+            check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
         for name, value in (("ema_decay", self.ema_decay), ("momentum", self.momentum)):
-            _check(0 <= value < 1, f"optimizer.{name}", value, "at least 0 and below 1")
-        _check(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
-        _check(self.kind in ("muon", "adamw"), "optimizer.kind", self.kind, "muon or adamw")
+            check(0 <= value < 1, f"optimizer.{name}", value, "at least 0 and below 1")
+        check(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
+        check(self.kind in ("muon", "adamw"), "optimizer.kind", self.kind, "muon or adamw")
 
     def factor(self, step: int, start: int = 0) -> float:
         """What the learning rate of a step is multiplied by, where the schedule begins at `start`."""
@@ -221,9 +228,8 @@ class RunOptions:
     seed: of everything that is drawn.
     precision: bf16 or fp32, of the products; weights are kept in fp32.
     device: cpu or cuda; by default a GPU where there is one.
-    checkpoint_every, keep_checkpoints, log_every, validate_every: in steps; validation before the first is left out.
+    checkpoint_every, log_every, validate_every: in steps. keep_checkpoints: how many of the newest stay.
     metric: mel_distance, or another one of `mimi-hf evaluate`, which decides which model is the best.
-    compile: compile the model's training step with torch.compile. Takes minutes to begin.
     """
 
     output: str
@@ -235,12 +241,11 @@ class RunOptions:
     log_every: int = 50
     validate_every: int = 1000
     metric: str = "mel_distance"
-    compile: bool = False
 
     def __post_init__(self):
         for name in ("checkpoint_every", "keep_checkpoints", "log_every", "validate_every"):
-            _check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        _check(self.precision in ("bf16", "fp32"), "run.precision", self.precision, "bf16 or fp32")
+            check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+        check(self.precision in ("bf16", "fp32"), "run.precision", self.precision, "bf16 or fp32")
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ class TrainingConfig:
         if isinstance(content, dict) and isinstance(content.get("losses"), dict):
             losses = dict(content["losses"])
             preset = losses.pop("preset", "reconstruction")
-            _check(preset in LOSS_PRESETS, "losses.preset", preset, " or ".join(LOSS_PRESETS))
+            check(preset in LOSS_PRESETS, "losses.preset", preset, " or ".join(LOSS_PRESETS))
             content["losses"] = {**LOSS_PRESETS[preset], **losses}
         return _build(cls, content, "")
 
@@ -293,11 +298,6 @@ class TrainingConfig:
     def to_dict(self) -> dict:
         """The reverse of [`from_dict`]."""
         return _plain(dataclasses.asdict(self))
-
-
-def _check(holds, name: str, value, rule: str):
-    if not holds:
-        raise ValueError(f"{name}={value!r} must be {rule}.")
 
 
 def _loader():

@@ -11,6 +11,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..configuration_mimi import _is_size
+from .checks import check
 from .losses import stft
 
 
@@ -76,14 +78,14 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Refuse what no discriminator can be built of."""
         for name in ("sampling_rate", "audio_channels", "filters", "stride"):
-            _check(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
+            check(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
         for name in ("windows", "kernel_size", "dilations"):
             values = getattr(self, name)
             fits = isinstance(values, list) and all(map(_is_size, values)) and values
-            _check(fits, name, values, "a list of positive integers")
-        _check(all(size % 4 == 0 for size in self.windows), "windows", self.windows, "multiples of 4")
+            check(fits, name, values, "a list of positive integers")
+        check(all(size % 4 == 0 for size in self.windows), "windows", self.windows, "multiples of 4")
         fits = len(self.kernel_size) == 2 and all(size % 2 for size in self.kernel_size)
-        _check(fits, "kernel_size", self.kernel_size, "two odd numbers, of taps over time and frequency")
+        check(fits, "kernel_size", self.kernel_size, "two odd numbers, of taps over time and frequency")
 
 
 @dataclass
@@ -202,12 +204,3 @@ def _numbers(values, default: list[int]):
     if values is None:
         return default
     return list(values) if isinstance(values, list | tuple) else values
-
-
-def _is_size(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check(holds, name: str, value, rule: str):
-    if not holds:
-        raise ValueError(f"{name}={value!r} must be {rule}.")

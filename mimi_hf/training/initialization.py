@@ -26,16 +26,14 @@ def initialize(model, audio: Tensor):
         audio: Tensor, shape = (B, 1, N), speech of about unit variance.
     """
     _initialize_projections(model)
-    for module in model.modules():
+    targets = {}
+    for module in model.modules():  # a residual block comes before its layers
         if isinstance(module, LayerScale):
             module.scale.fill_(LAYER_SCALE)
-    targets = {}
-    for module in model.modules():
-        if isinstance(module, CausalConv1d | CausalConvTranspose1d | nn.Linear):
-            targets[module] = 1.0
-    for module in model.modules():
-        if isinstance(module, ResidualBlock):
+        elif isinstance(module, ResidualBlock):
             targets[module.block[3]] = BRANCH_SCALE
+        elif isinstance(module, CausalConv1d | CausalConvTranspose1d | nn.Linear):
+            targets.setdefault(module, 1.0)
     targets[model.decoder.layers[-1]] = float(audio.std())
     handles = [module.register_forward_hook(_rescale(target)) for module, target in targets.items()]
     training, options = model.training, model.quantizer.training_options
@@ -57,7 +55,7 @@ def _rescale(target: float):
         y = outputs[0] if isinstance(outputs, tuple) else outputs
         layer = module if isinstance(module, nn.Linear) else module.conv
         if layer.bias is not None:
-            y = y - layer.bias.repeat(y.shape[-1] // layer.bias.numel())
+            y = y - layer.bias
             layer.bias.zero_()
         factor = target / y.float().std().clamp(min=1e-6)
         layer.weight.mul_(factor)
@@ -69,14 +67,10 @@ def _rescale(target: float):
 
 def _initialize_projections(model):
     """Latents pass both projections of a quantizer as their part in a subspace, unchanged there."""
-    for quantizer in (
-        model.quantizer.semantic_residual_vector_quantizer,
-        model.quantizer.acoustic_residual_vector_quantizer,
-    ):
-        if quantizer.input_proj is not None:
-            nn.init.orthogonal_(quantizer.input_proj.weight)
-            inward = quantizer.input_proj.weight.squeeze(2)
-            quantizer.output_proj.weight.copy_(inward.t().unsqueeze(2))
+    for half, _ in model.quantizer.halves():
+        if half.input_proj is not None:
+            nn.init.orthogonal_(half.input_proj.weight)
+            half.output_proj.weight.copy_(half.input_proj.weight.transpose(0, 1))
 
 
 @torch.no_grad()

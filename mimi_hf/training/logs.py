@@ -42,11 +42,11 @@ class RunLog:
         """Write sounds and spectrograms of a [`mimi_hf.training.validation.ValidationResult`]."""
         if self._board is None:
             return
-        from ..evaluation.picture import spectrogram_image
+        from ..evaluation.picture import draw_spectrograms
 
         for kind, samples in {"original": result.original, "reconstruction": result.reconstruction}.items():
             self._board.add_audio(kind, samples, step, result.sampling_rate)
-            picture = spectrogram_image(samples.numpy(), result.sampling_rate)
+            picture = draw_spectrograms([samples.numpy()], result.sampling_rate)
             self._board.add_image(f"spectrogram/{kind}", picture, step, dataformats="HWC")
 
     def close(self):

@@ -150,20 +150,6 @@ def reconstruction_loss(
     return sum((weight * parts[name] for name, weight in weights.items()), parts["mel"].new_zeros(()))
 
 
-@in_single_precision
-def si_sdr(target: Tensor, estimate: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., arXiv:1811.02508, section 2). A measure:
-    higher is better, about 0 where phases are not kept.
-
-    target, estimate: Tensors, shape = (B, C, N) -> Tensor, shape = (B, C).
-    """
-    _check_audio(target, estimate)
-    energy = target.square().sum(dim=-1, keepdim=True)
-    scaled = (estimate * target).sum(dim=-1, keepdim=True) / energy.clamp(min=_TINY) * target
-    signal, distortion = scaled.square().sum(dim=-1), (estimate - scaled).square().sum(dim=-1)
-    return 10 * torch.log10(signal.clamp(min=_TINY) / distortion.clamp(min=_TINY))
-
-
 # With a discriminator
 
 

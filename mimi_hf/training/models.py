@@ -24,7 +24,6 @@ class TrainedModel:
     """A [`MimiModel`] in training.
 
     model: in single precision; its audio is `scale` times as loud as the data.
-    quantizes: whether its codebooks have been made.
     """
 
     def __init__(self, config: TrainingConfig, device):
@@ -34,8 +33,8 @@ class TrainedModel:
             self.model = ModelChoice(start).load("cpu")
         else:
             self.model = MimiModel(MimiConfig(**config.model.config))
+            self.model.quantizer.reset_codebooks()
         self.scale = 1.0 if start else config.model.audio_scale
-        self.quantizes = bool(start)
         self.updates = "quantizer" in config.model.train
         for part, modules in _MODULES.items():
             for name in modules:
@@ -45,6 +44,11 @@ class TrainedModel:
         if config.model.lora_rank:
             self._add_adapters()
         self.model.to(device)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether its codebooks have been made."""
+        return self.model.quantizer.initialized
 
     def _add_adapters(self):
         try:

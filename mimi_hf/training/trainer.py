@@ -4,8 +4,10 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ _LATENT_BATCHES = 16  # whose latents the codebooks of a new model are made from
 
 
 class TrainingFailedError(RuntimeError):
-    """A loss or a gradient was NaN or infinite. No weight took that step; codebooks may have, in memory."""
+    """A loss or a gradient was NaN or infinite. Nothing since the last checkpoint is saved."""
 
 
 class Trainer:
@@ -32,8 +34,9 @@ class Trainer:
 
     Args:
         config: the run's options.
-        report: called with a dictionary of figures whenever there are some, on the main process: `step`, losses,
-            `speed` in audio seconds per second, or `validation`.
+        report: called with a dictionary of figures whenever there are some, on the main process: `prepared`, the share
+            of the audio that is; `data`, what it is; `step`, losses and `speed` in audio seconds per second; or
+            `validation`.
 
     Raises:
         OSError, ValueError: the data, the model or the last checkpoint cannot be used; the output is of another run.
@@ -50,7 +53,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.trained = TrainedModel(config, self.device)
         self.crops = self._make_crops()
-        self.objective = Objective(config.losses, self.trained.model.config, self.device)
+        self.objective = Objective(config.losses, self.trained.model.config, self.device, config.optimizer.accumulation)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
         saved = self.checkpoints.load()
         if saved is None and config.model.start is None:
@@ -67,8 +70,6 @@ class Trainer:
         self._discriminator = self.objective.discriminator
         if self._discriminator is not None:
             self._discriminator = self.accelerator.prepare_model(self._discriminator)
-        if config.run.compile:
-            self._model.compile(dynamic=False)
         self._validation = None
         if config.data.validation and self.accelerator.is_main_process:
             self._validation = Validation(config, self._cache("validation", config.data.validation))
@@ -89,7 +90,13 @@ class Trainer:
 
     def _cache(self, name: str, sources):
         folder = Path(self.config.data.cache or self.output / "audio") / name
-        return prepare(list(sources), folder, self.trained.model.config.sampling_rate)
+        progress = None
+        if self.accelerator.is_main_process:
+
+            def progress(_seconds, share):
+                self._report({"prepared": share})
+
+        return prepare(list(sources), folder, self.trained.model.config.sampling_rate, progress=progress)
 
     def _make_crops(self) -> Crops:
         data = self.config.data
@@ -107,50 +114,40 @@ class Trainer:
 
     # Checkpoints
 
-    def _state(self) -> dict:
-        discriminator, optimizer = self.objective.discriminator, self._discriminator_optimizer
-        return {
-            "step": self.step,
-            "best": self.best,
-            "optimizers": [one.state_dict() for one in self._optimizers],
-            "average": self.average.state_dict(),
-            "quantizer_initialized": self.trained.quantizes,
-            "discriminator": None if discriminator is None else discriminator.state_dict(),
-            "discriminator_optimizer": None if optimizer is None else optimizer.state_dict(),
-            "balancer": None if self.objective.balancer is None else self.objective.balancer.state_dict(),
-            "projection": None if self.objective.projection is None else self.objective.projection.state_dict(),
-        }
+    def _parts(self) -> dict:
+        """All that a checkpoint holds besides the model, by name: what there is has a state."""
+        parts = {f"optimizer {number}": one for number, one in enumerate(self._optimizers)}
+        parts |= {"average": self.average, "discriminator optimizer": self._discriminator_optimizer}
+        parts |= {name: getattr(self.objective, name) for name in ("discriminator", "balancer", "projection")}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _restore(self, model: dict[str, Tensor], state: dict):
         self.trained.model.load_state_dict(model)
         self.step, self.best = state["step"], state["best"]
-        self.trained.quantizes = state["quantizer_initialized"]
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.average.load_state_dict(state["average"])
-        objective = self.objective
-        parts = {"discriminator": objective.discriminator, "balancer": objective.balancer}
-        parts |= {"projection": objective.projection, "discriminator_optimizer": self._discriminator_optimizer}
-        for name, part in parts.items():
-            if part is not None and state[name] is not None:
-                part.load_state_dict(state[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state["parts"][name])
 
     def save_checkpoint(self):
         """Write down where the run stands, so that the same command goes on from here."""
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, self.trained.model.state_dict(), self._state())
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            state = {"step": self.step, "best": self.best, "parts": parts}
+            self.checkpoints.save(self.step, self.trained.model.state_dict(), state)
         self.accelerator.wait_for_everyone()
 
-    def save_model(self, name: str = "model"):
-        """Save the model with its averaged weights, as `from_pretrained` loads it, into a folder of the output; and
-        the discriminator, where there is one, into its folder `discriminator`."""
-        if not self.accelerator.is_main_process:
-            return
+    def _save_model(self, name: str):
+        """Save the model with its averaged weights, as `from_pretrained` loads it, into a folder of the output."""
         with written_beside(self.output / name) as aside:
             self.trained.save(aside, self.average)
-        if name == "model" and self.objective.discriminator is not None:
-            with written_beside(self.output / "discriminator") as aside:
-                self.objective.discriminator.save_pretrained(aside)
+
+    def _save_results(self):
+        """The model, and the discriminator where there is one, to be published or gone on from."""
+        if self.accelerator.is_main_process:
+            self._save_model("model")
+            if self.objective.discriminator is not None:
+                with written_beside(self.output / "discriminator") as aside:
+                    self.objective.discriminator.save_pretrained(aside)
+        self.accelerator.wait_for_everyone()
 
     # The run
 
@@ -179,14 +176,15 @@ class Trainer:
                     self._validate()
                 if self.step % config.run.checkpoint_every == 0 or self.step == steps:
                     self.save_checkpoint()
-            self.save_model()
+            self._save_results()
         finally:
             batches.close()
             self._log.close()
 
     def _take_step(self, batches: list[Tensor]) -> dict[str, Tensor]:
         """One optimizer step. The numbers that it draws depend on the seed, its number and the process alone."""
-        torch.manual_seed(hash((self.config.run.seed, self.step, self.rank)) % 2**63)
+        seeds = np.random.SeedSequence([self.config.run.seed, self.step, self.rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
         rate = self.config.optimizer.factor(self.step)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
@@ -198,12 +196,12 @@ class Trainer:
         figures, pairs = {}, []
         for index, batch in enumerate(batches):
             audio = self._audio(batch)
-            last = index == len(batches) - 1
-            with self.accelerator.no_sync(self._model) if not last else _nothing():
-                losses, estimate = self._backward(audio, len(batches))
+            with self._alone(self._model, index, batches):
+                losses, estimate = self._backward(audio)
             pairs.append((audio, estimate))
             for name, loss in losses.items():
-                figures[name] = figures.get(name, 0) + loss / len(batches)
+                figures[name] = figures.get(name, 0) + loss.detach() / len(batches)
+        self._share_projection()
         figures["gradient_norm"] = self._clip()
         self._refuse_nonfinite(figures)
         for optimizer in self._optimizers:
@@ -217,12 +215,24 @@ class Trainer:
     def _audio(self, batch: Tensor) -> Tensor:
         return batch.to(self.device, non_blocking=True)
 
-    def _backward(self, audio: Tensor, divide: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _alone(self, model, index: int, batches: list):
+        """For all batches of a step but the last: gradients of the processes are not summed yet."""
+        return self.accelerator.no_sync(model) if index < len(batches) - 1 else nullcontext()
+
+    def _backward(self, audio: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         scale = self.trained.scale
         with self.accelerator.autocast():
             output = self._model(audio * scale, return_loss=False)
-        estimate = output.audio_values.float() / scale
-        return self.objective.backward(audio, output, estimate, self.step, divide), estimate.detach()
+            estimate = output.audio_values.float() / scale
+            losses = self.objective.losses(audio, estimate, output, self.step)
+        self.objective.backward(losses, estimate)
+        return losses, estimate.detach()
+
+    def _share_projection(self):
+        """The mean of the processes' gradients, as the model's have by themselves."""
+        if self.objective.projection is not None and self.world > 1:
+            for parameter in self.objective.projection.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     def _clip(self) -> Tensor:
         parameters = [item for item in self.trained.model.parameters() if item.requires_grad]
@@ -238,8 +248,9 @@ class Trainer:
         optimizer.param_groups[0]["lr"] = options.discriminator_learning_rate * rate
         total = 0.0
         for index, (audio, estimate) in enumerate(pairs):
-            with self.accelerator.no_sync(self._discriminator) if index < len(pairs) - 1 else _nothing():
-                loss = discriminator_loss(self._discriminator, audio, estimate) / len(pairs)
+            with self._alone(self._discriminator, index, pairs):
+                with self.accelerator.autocast():
+                    loss = discriminator_loss(self._discriminator, audio, estimate) / len(pairs)
                 loss.backward()
             total = total + loss.detach()
         self._refuse_nonfinite({"discriminator": total})
@@ -255,28 +266,25 @@ class Trainer:
             audio = self._audio(self.crops.batch(self.step + index, self.rank, self.world))
             with self.accelerator.autocast():
                 latents.append(self.trained.model.encode_latents(audio * self.trained.scale).mT.float())
-        self.trained.model.quantizer.reset_codebooks()
         self.trained.model.quantizer.initialize(torch.cat(latents), batches=_LATENT_BATCHES)
-        self.trained.quantizes = True
 
     def _refuse_nonfinite(self, figures: dict[str, Tensor]):
-        values = {name: float(value) for name, value in figures.items()}
-        if all(map(math.isfinite, values.values())):
+        if torch.stack(list(figures.values())).isfinite().all():
             return
         options = self.config.optimizer
-        facts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        facts = ", ".join(f"{name} {float(value):g}" for name, value in figures.items())
         raise TrainingFailedError(
             f"Step {self.step} (seed {self.config.run.seed}, process {self.rank}) is not finite: {facts}; learning rate"
-            f" {options.learning_rate * options.factor(self.step):g}. The step was not taken; the last checkpoint is of"
-            f" step {(self.checkpoints.steps() or ['none'])[-1]}. Lower optimizer.learning_rate, set"
+            f" {options.learning_rate * options.factor(self.step):g}. The last checkpoint"
+            f" is of step {(self.checkpoints.steps() or ['none'])[-1]}. Lower optimizer.learning_rate, set"
             " optimizer.max_norm, or use run.precision: fp32."
         )
 
     # What it tells
 
     def _log_step(self, sums: list[dict[str, Tensor]], seconds: float):
-        names = sums[-1].keys()
-        figures = {name: float(sum(one[name] for one in sums if name in one) / len(sums)) for name in names}
+        seen = {name: [one[name] for one in sums if name in one] for name in sums[-1]}
+        figures = {name: float(sum(values) / len(values)) for name, values in seen.items()}
         audio = len(sums) * self.config.optimizer.accumulation * self.config.data.batch_size
         figures["learning_rate"] = self.config.optimizer.learning_rate * self.config.optimizer.factor(self.step - 1)
         figures["speed"] = audio * self.world * self.config.data.crop_seconds / seconds
@@ -293,8 +301,7 @@ class Trainer:
             self._report({"step": self.step, "validation": result.figures})
             if result.badness < self.best:
                 self.best = result.badness
-                with written_beside(self.output / "best") as aside:
-                    self.trained.save(aside, self.average)
+                self._save_model("best")
         self.accelerator.wait_for_everyone()
 
 
@@ -309,25 +316,20 @@ def _accelerator(config: TrainingConfig):
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[ddp])
 
 
-# What may change between the parts of a run: how far it goes, and what it tells.
-_MAY_CHANGE = {"run": None, "optimizer": {"steps"}, "data": {"validation", "validation_seconds", "cache"}}
+# What may change between the parts of a run: where it takes place, how far it goes, and what it tells.
+_MAY_CHANGE = {
+    "run": {"output", "device", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every"},
+    "optimizer": {"steps"},
+    "data": {"validation", "validation_seconds", "cache"},
+}
 
 
 def _refuse_changes(before: dict, now: dict, output: Path):
     for group, options in now.items():
-        free = _MAY_CHANGE.get(group, set())
         for name, value in options.items():
-            changed = before.get(group, {}).get(name) != value
-            if changed and name != "seed" and (free is None or name in free):
-                continue
-            if changed:
+            old = before.get(group, {}).get(name)
+            if old != value and name not in _MAY_CHANGE.get(group, ()):
                 raise ValueError(
-                    f"{output} holds a run with {group}.{name}={before.get(group, {}).get(name)!r}, not {value!r}. Name"
-                    " another run.output, or undo the change to go on with that run."
+                    f"{output} holds a run with {group}.{name}={old!r}, not {value!r}. Name another run.output, or undo"
+                    " the change to go on with that run."
                 )
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()

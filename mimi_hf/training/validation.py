@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.metrics import choose_metrics, score
+from ..evaluation.report import CodebookUse
 from .audio_cache import AudioCache
 from .config import TrainingConfig
 
@@ -63,7 +64,8 @@ class Validation:
                 if found.value is not None:
                     scores[name].append(found.value)
         figures = {name: float(np.mean(values)) for name, values in scores.items() if values}
-        figures["perplexity"] = min_perplexity(torch.cat(codes, dim=1), model.config.codebook_size)
+        counts = [torch.bincount(level, minlength=model.config.codebook_size) for level in torch.cat(codes, dim=1)]
+        figures["perplexity"] = min(CodebookUse.of(one.numpy()).perplexity for one in counts)
         value = figures.get(self.metric.name, -np.inf if self.metric.higher_is_better else np.inf)
         return ValidationResult(figures, -value if self.metric.higher_is_better else value, *pairs[0], rate)
 
@@ -87,13 +89,3 @@ class Validation:
             for start in range(0, length, piece):
                 if start == 0 or length - start >= piece // 10:
                     yield self.cache.read(recording, start, piece)
-
-
-def min_perplexity(codes: Tensor, size: int) -> float:
-    """2 to the power of the entropy of the codebook whose entropy is lowest. codes: Tensor, shape = (K, F)."""
-    lowest = float("inf")
-    for level in codes:
-        shares = torch.bincount(level, minlength=size).double() / level.numel()
-        entropy = -(shares * shares.clamp(min=1e-300).log2()).sum()
-        lowest = min(lowest, float(2**entropy))
-    return lowest
