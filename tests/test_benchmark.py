@@ -166,11 +166,8 @@ def test_benchmark_leaves_out_the_half_that_is_missing():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The command without the seconds that the machine's rates take; it puts back the number of threads."""
+    """The command without the seconds that the machine's rates take."""
     monkeypatch.setattr(mimi_hf.benchmark, "measure_roofline", lambda *_: ROOFLINE)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(*arguments):

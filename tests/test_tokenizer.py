@@ -386,14 +386,10 @@ def test_processes_agree_with_one(checkpoint, model, expected, by):
 
 
 def test_a_fork_may_lose_busy_threads(tokenizer, expected):
-    threads = torch.get_num_threads()
     torch.set_num_threads(4)  # 2 for each process
-    try:
-        torch.randn(600, 600) @ torch.randn(600, 600)  # GNU OpenMP would wait for the threads of this for ever
-        with multiprocess.get_context("fork").Pool(2) as pool:
-            batch = pool.apply_async(tokenizer, ({"audio": make_dataset()["audio"][:]},)).get(timeout=30)
-    finally:
-        torch.set_num_threads(threads)
+    torch.randn(600, 600) @ torch.randn(600, 600)  # GNU OpenMP would wait for the threads of this for ever
+    with multiprocess.get_context("fork").Pool(2) as pool:
+        batch = pool.apply_async(tokenizer, ({"audio": make_dataset()["audio"][:]},)).get(timeout=30)
     for found, codes in zip(batch["audio_codes"], expected, strict=True):
         np.testing.assert_array_equal(found, codes)
 
@@ -418,16 +414,12 @@ def report_threads(examples, tokenizer):
 
 def test_processes_share_the_threads(checkpoint):
     tokenizer = AudioTokenizer(checkpoint)
-    threads = torch.get_num_threads()
     torch.set_num_threads(6)
-    try:
-        arguments = {"batched": True, "fn_kwargs": {"tokenizer": tokenizer}}
-        reports = make_dataset().map(report_threads, num_proc=3, **arguments)
-        assert set(reports["threads"]) == {2}
-        assert os.getpid() not in reports["process"]
-        assert set(make_dataset().map(report_threads, **arguments)["threads"]) == {6}
-    finally:
-        torch.set_num_threads(threads)
+    arguments = {"batched": True, "fn_kwargs": {"tokenizer": tokenizer}}
+    reports = make_dataset().map(report_threads, num_proc=3, **arguments)
+    assert set(reports["threads"]) == {2}
+    assert os.getpid() not in reports["process"]
+    assert set(make_dataset().map(report_threads, **arguments)["threads"]) == {6}
 
 
 # And back

@@ -145,9 +145,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(speech, tmp_path):
     options = {"losses": losses, "optimizer": {"steps": 10, "warmup_steps": 2}}
     undisturbed = losses_of(run(make_config(speech, tmp_path / "whole", **options)))
     content = make_config(speech, tmp_path / "killed", **options)
-    with subprocess.Popen(
-        [sys.executable, "-c", CODE, json.dumps(content)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    # As many threads as here: others add up in another order, and early steps of optimizers make much of that.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", CODE, json.dumps(content)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
             if json.loads(line).get("step") == 6:  # after the checkpoint of step 4
                 os.kill(process.pid, signal.SIGKILL)
