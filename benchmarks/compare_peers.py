@@ -2,6 +2,7 @@
 
     python benchmarks/compare_peers.py                                  # everything, into benchmarks/results/
     python benchmarks/compare_peers.py --only offline --seconds 600     # some rows, added to those that are there
+    python benchmarks/compare_peers.py --model mimi-tiny --audio speech.wav    # a trained model, on speech
     python benchmarks/compare_peers.py --render                         # Markdown and plot again, from the JSON
     python benchmarks/compare_peers.py --smoke                          # does it run? (figures mean nothing)
 
@@ -31,6 +32,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mimi_hf import MimiConfig
+from mimi_hf.audio_io import read_audio
 from mimi_hf.benchmark import (
     count_work,
     describe_machine,
@@ -41,12 +44,14 @@ from mimi_hf.benchmark import (
     synchronize,
     take_turns,
 )
+from mimi_hf.loading import ModelChoice
 
 FRAME, RATE = peers.FRAME, peers.RATE
 LONG = 100  # seconds of audio in a call, from which one turn is enough
 LONGEST = 300  # and from which it needs no warm-up
 TOO_LONG_FOR_CANDLE = 30  # from there on it takes longer than all others together
 FAILURES = (RuntimeError, TypeError, ValueError)
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Plan:
     """What to measure.
 
     batches: by default 1 and 8, and 1 for ten minutes and more.
+    recording: Tensor, shape = (N,), that takes the place of synthetic audio.
     """
 
     parts: tuple[str, ...] = tuple(report.PARTS)
@@ -65,6 +71,11 @@ class Plan:
     repeats: int = 5
     frames: int = 150
     device: str = "cpu"
+    recording: torch.Tensor | None = None
+
+    def audio(self, samples: int, batch: int = 1) -> torch.Tensor:
+        """Tensor, shape = (batch, 1, samples)."""
+        return peers.make_audio(samples, batch, self.recording).to(self.device)
 
     def recordings(self):
         """Length and batch of the offline rows."""
@@ -101,7 +112,7 @@ def load(plan, checkpoints, codebooks, dtype, console):
         try:
             implementation = kind(checkpoints, codebooks, getattr(torch, dtype), plan.device)
             with torch.inference_mode():
-                implementation.decode(implementation.encode(peers.make_audio(3 * FRAME).to(plan.device)))
+                implementation.decode(implementation.encode(plan.audio(3 * FRAME)))
             implementations.append(implementation)
         except (ImportError, peers.UnavailableError, *FAILURES) as error:
             if kind is peers.Ours:
@@ -137,7 +148,7 @@ def taking_part(implementations, part):
 @torch.inference_mode()
 def offline_row(implementations, task, length, batch, plan) -> dict:
     """One call for all of the audio. A first call, which is timed where it is long enough, shows memory and output."""
-    audio = peers.make_audio(int(length * RATE), batch).to(plan.device)
+    audio = plan.audio(int(length * RATE), batch)
     source = audio if task == "encode" else implementations[0].encode(audio)
     calls, peaks, outputs, without, first = {}, {}, {}, {}, {}
     for one in implementations:
@@ -197,7 +208,7 @@ def live_row(implementations, task, sessions, plan) -> dict:
     """Frame by frame, the implementations taking turns at each. The first frame shows which of them run."""
     warmup = 1 + plan.frames // 5
     count = 1 + warmup + plan.frames
-    audio = peers.make_audio(count * FRAME, sessions).to(plan.device)
+    audio = plan.audio(count * FRAME, sessions)
     source, size = (audio, FRAME) if task == "encode" else (implementations[0].encode(audio), 1)
     frames = [frame.contiguous() for frame in source.split(size, dim=2)]
     calls, outputs, without = {}, {}, {}
@@ -302,8 +313,8 @@ def show(results, console):
     console.print(table)
 
 
-def run(plan: Plan, output: Path, console: Console):
-    """Measure, and add to the results in the folder after each row."""
+def run(plan: Plan, output: Path, console: Console, model: Path | None = None):
+    """Measure, and add to the results in the folder after each row. model: see [`peers.make_checkpoints`]."""
     machine = describe_machine(plan.device)
     old = report.load(output)
     nothing = {"machine": machine, "roofline": {"gemm": {}, "bandwidth": 0.0}, "rows": {}}
@@ -315,7 +326,7 @@ def run(plan: Plan, output: Path, console: Console):
     roofline = measure_roofline(plan.device, plan.dtypes, (256,) if smoke else None, 64 if smoke else 512)
     results = report.merge(old, {**nothing, "roofline": {"gemm": roofline.gemm, "bandwidth": roofline.bandwidth}})
     with peers.checkpoint_folder() as folder:
-        for row in measure(plan, peers.make_checkpoints(Path(folder)), console):
+        for row in measure(plan, peers.make_checkpoints(Path(folder), model), console):
             name = report.name_row(row)
             results["rows"][name] = row
             report.save(results, output)
@@ -336,7 +347,11 @@ def main(
     frames: Annotated[int | None, typer.Option(help="Counted frames of each live row.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ….")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(__file__).parent / "results",
+    model: Annotated[str | None, typer.Option(help="A folder or mimi-tiny; seeded weights by default.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A recording; a synthetic voice by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results.", show_default="results, or results/MODEL")
+    ] = None,
     render: Annotated[bool, typer.Option("--render", help="Write Markdown and plot of what is there.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="All in tiny form, into a temporary folder.")] = False,
 ):
@@ -344,6 +359,8 @@ def main(
     console = Console()
     if threads is not None:
         torch.set_num_threads(threads)
+    folder = None if model is None else ModelChoice(model).place
+    output = output or RESULTS / (Path(model).name if model else "")
     if render:
         results = report.load(output)
         if results is None:
@@ -362,14 +379,21 @@ def main(
         "frames": frames,
         "device": device,
     }
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
+    if audio is not None:
+        given["recording"] = torch.from_numpy(read_audio(audio, RATE, 1)[0][0])
+    if folder is not None:
+        most = MimiConfig.from_pretrained(folder).num_quantizers
+        given["codebooks"] = [count for count in codebooks or (8, 32) if count <= most] or [most]
+    given = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
+    }
     plan = replace(SMOKE if smoke else Plan(), **given)
     if not set(plan.parts) <= report.PARTS.keys():
         raise typer.BadParameter(f"--only must be one of {', '.join(report.PARTS)}.")
     if not smoke:
-        return run(plan, output, console)
-    with tempfile.TemporaryDirectory() as folder:
-        run(plan, Path(folder), console)
+        return run(plan, output, console, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        run(plan, Path(temporary), console, folder)
 
 
 if __name__ == "__main__":

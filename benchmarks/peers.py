@@ -1,4 +1,4 @@
-"""The implementations of Mimi behind one interface, on the same seeded weights of the published size."""
+"""The implementations of Mimi behind one interface, on the same weights."""
 
 import copy
 import tempfile
@@ -12,10 +12,20 @@ FRAME = 1920
 RATE = 24_000
 
 
-def make_checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Seeded random weights of the published size in which every part matters: a folder, and Kyutai's format."""
+def make_checkpoints(folder: Path, model: Path | None = None) -> tuple[Path, Path]:
+    """A model twice: a folder, and Kyutai's format in `folder`.
+
+    model: its folder; by default seeded random weights of the published size are made, in which every part matters.
+    """
     from mimi_hf.conversion import export_checkpoint
 
+    original = folder / "original.safetensors"
+    source = model or make_seeded(folder / "mimi")
+    export_checkpoint(source, original)
+    return source, original
+
+
+def make_seeded(folder: Path) -> Path:
     torch.manual_seed(0)
     model = NativeModel(NativeConfig())
     for name, parameter in model.named_parameters():
@@ -26,14 +36,16 @@ def make_checkpoints(folder: Path) -> tuple[Path, Path]:
             buffer.copy_(torch.randn_like(buffer) * 0.3)
         elif name.endswith("cluster_usage"):
             buffer.copy_(torch.rand_like(buffer) + 0.5)
-    model.save_pretrained(folder / "mimi")
-    original = folder / "original.safetensors"
-    export_checkpoint(folder / "mimi", original)
-    return folder / "mimi", original
+    model.save_pretrained(folder)
+    return folder
 
 
-def make_audio(samples: int, batch: int = 1) -> torch.Tensor:
-    """Gliding harmonics and noise in syllables: Tensor, shape = (batch, 1, samples)."""
+def make_audio(samples: int, batch: int = 1, recording: torch.Tensor | None = None) -> torch.Tensor:
+    """Tensor, shape = (batch, 1, samples): a recording of shape (N,) again and again, from other places in each row; or
+    gliding harmonics and noise in syllables."""
+    if recording is not None:
+        starts = torch.arange(batch)[:, None] * (len(recording) // batch)
+        return recording[(starts + torch.arange(samples)) % len(recording)][:, None]
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(samples) / RATE
     phase = 2 * torch.pi * torch.cumsum((150 + 30 * torch.sin(2 * time)) / RATE, 0)
@@ -173,6 +185,38 @@ class Native(Implementation):
         return step
 
 
+def kyutai_config(config) -> dict:
+    """What moshi's loader takes for a model of the sizes of a [`MimiConfig`]."""
+    from moshi.models import loaders
+
+    width = {"input_dimension": config.hidden_size}
+    sizes = {
+        "seanet": {
+            "dimension": config.hidden_size,
+            "n_filters": config.num_filters,
+            "ratios": config.upsampling_ratios,
+        },
+        "quantizer": {
+            **width,
+            "output_dimension": config.hidden_size,
+            "dimension": config.codebook_dim,
+            "n_q": config.num_quantizers,
+            "bins": config.codebook_size,
+        },
+        "transformer": {
+            **width,
+            "output_dimensions": [config.hidden_size],
+            "d_model": config.hidden_size,
+            "num_heads": config.num_attention_heads,
+            "num_layers": config.num_hidden_layers,
+            "context": config.sliding_window,
+            "dim_feedforward": config.intermediate_size,
+        },
+    }
+    published = loaders._mimi_config
+    return {**published, **{part: {**published[part], **changes} for part, changes in sizes.items()}}
+
+
 class Kyutai(Implementation):
     name = "moshi"
     import_code = "from moshi.models import loaders"
@@ -181,7 +225,10 @@ class Kyutai(Implementation):
     def __init__(self, checkpoints, num_quantizers, dtype, device="cpu"):
         from moshi.models import loaders
 
-        self.model = loaders.get_mimi(checkpoints[1], device=device, num_codebooks=num_quantizers).to(dtype)
+        from mimi_hf import MimiConfig
+
+        sizes = kyutai_config(MimiConfig.from_pretrained(checkpoints[0]))
+        self.model = loaders.get_mimi(checkpoints[1], sizes, device=device, num_codebooks=num_quantizers).to(dtype)
         self.dtype = dtype
 
     def encode(self, audio):
@@ -210,6 +257,8 @@ class Candle(Implementation):
 
         if dtype != torch.float32 or torch.device(device).type != "cpu":
             raise UnavailableError("rustymimi runs in float32 alone, on a CPU alone")
+        if NativeConfig.from_pretrained(checkpoints[0]).hidden_size != NativeConfig().hidden_size:
+            raise UnavailableError("rustymimi runs models of the published size alone")
         self.make = lambda: rustymimi.Tokenizer(str(checkpoints[1]), num_codebooks=num_quantizers)
         self.model = self.make()
 

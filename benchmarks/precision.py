@@ -1,6 +1,6 @@
 """What half precision and 8-bit weights cost, against single precision.
 
-    python benchmarks/precision.py                                   # seeded weights, a synthetic voice
+    python benchmarks/precision.py                   # seeded weights on a synthetic voice, and mimi-tiny on speech
     python benchmarks/precision.py --model kyutai/mimi --audio speech.wav
 
 Per codebook, the part of codes that agree; of the latents, and of the audio that the same codes decode to, the ratio
@@ -16,6 +16,10 @@ from typing import Annotated
 import peers
 import torch
 import typer
+
+from mimi_hf.audio_io import read_audio
+from mimi_hf.demo import speech_path
+from mimi_hf.loading import ModelChoice
 
 KINDS = {
     "bfloat16": {"dtype": torch.bfloat16},
@@ -46,9 +50,11 @@ def compare(folder, audio: torch.Tensor) -> list[dict]:
 
 
 def load(folder, dtype=torch.float32, int8=False):
-    from mimi_hf import MimiInt8Config, MimiModel
+    from mimi_hf import MimiConfig, MimiInt8Config, MimiModel
 
-    quantization = {"quantization_config": MimiInt8Config()} if int8 else {}
+    # In a small model, all weights are too small to be worth it.
+    small = {"min_size": 2**12} if MimiConfig.from_pretrained(folder).hidden_size < 512 else {}
+    quantization = {"quantization_config": MimiInt8Config(**small)} if int8 else {}
     return MimiModel.from_pretrained(folder, dtype=dtype, **quantization)
 
 
@@ -59,30 +65,35 @@ def signal_to_noise(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="A folder or the id of a model; seeded weights by default.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="A recording; a synthetic voice by default.")] = None,
+    model: Annotated[str | None, typer.Option(help="A folder or the id of a model, instead of the two.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A recording; by default a synthetic voice.")] = None,
     seconds: Annotated[float, typer.Option(help="Of audio, at most.")] = 30,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(__file__).parent / "results",
     smoke: Annotated[bool, typer.Option("--smoke", help="One second, nothing written.")] = False,
 ):
     """Measure what half precision and 8-bit weights cost."""
     samples = int((1 if smoke else seconds) * peers.RATE)
-    if audio is None:
-        source, sound = "synthetic voice", peers.make_audio(samples)
-    else:
-        from mimi_hf import MimiFeatureExtractor
-
-        extractor = MimiFeatureExtractor(sampling_rate=peers.RATE)
-        batch = extractor(audio, sampling_rate=peers.RATE, return_tensors="pt")
-        source, sound = audio.name, batch["input_values"][..., :samples]
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = model or peers.make_checkpoints(Path(folder))[0]
-        rows = compare(checkpoint, sound)
-    result = {"model": model or "seeded weights", "audio": source, "seconds": sound.shape[2] / peers.RATE, "rows": rows}
-    print(json.dumps(result, indent=2))
+    cases = [(model, audio)] if model or audio else [(None, None), ("mimi-tiny", speech_path())]
+    results = [measure(*case, samples) for case in cases]
+    print(json.dumps(results, indent=2))
     if not smoke:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "precision.json").write_text(json.dumps(result, indent=2) + "\n")
+        (output / "precision.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def measure(model: str | None, audio: Path | None, samples: int) -> dict:
+    """What each precision costs a model, on the beginning of a recording."""
+    sound = peers.make_audio(samples)
+    if audio is not None:
+        sound = torch.from_numpy(read_audio(audio, peers.RATE, 1)[0])[None, :, :samples]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare(ModelChoice(model).place if model else peers.make_seeded(Path(folder)), sound)
+    return {
+        "model": model or "seeded weights",
+        "audio": audio.name if audio else "synthetic voice",
+        "seconds": sound.shape[2] / peers.RATE,
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import make_audio, make_model
 from typer.testing import CliRunner
 
-from mimi_hf import MimiFeatureExtractor, MimiModel, mimi_tiny_path
+from mimi_hf import MimiFeatureExtractor, MimiInt8Config, MimiModel, mimi_tiny_path
 from mimi_hf.audio_io import read_audio
 from mimi_hf.cli import app
 from mimi_hf.demo import FILES, draw_tokens, run_demo, speech_path
@@ -103,10 +103,23 @@ def test_its_codebooks_are_ready_for_use_and_what_is_said_of_its_size_holds(tiny
     assert said in " ".join(CliRunner().invoke(app, ["demo", "--help"]).output.replace("│", " ").split())
 
 
-def test_bfloat16_changes_few_codes(speech, tiny):
-    half = ModelChoice("mimi-tiny", "bfloat16").load("cpu")
-    agreement = half.encode(speech.bfloat16()).audio_codes == tiny.encode(speech).audio_codes
-    assert agreement[:, 0].float().mean() > 0.85
+@pytest.mark.parametrize(
+    ("options", "least_agreement", "least_snr"),
+    [
+        ({"dtype": torch.float16}, 0.9, 35),
+        ({"dtype": torch.bfloat16}, 0.7, 15),
+        ({"dtype": torch.float32, "quantization_config": MimiInt8Config(min_size=2**12)}, 0.7, 15),
+    ],
+)
+def test_other_precisions_keep_most_codes_and_the_audio_of_the_same_codes(
+    tiny, speech, options, least_agreement, least_snr
+):
+    other = MimiModel.from_pretrained(mimi_tiny_path(), **options)
+    codes = tiny.encode(speech).audio_codes
+    assert (other.encode(speech.to(other.dtype)).audio_codes == codes)[:, 0].float().mean() > least_agreement
+    with torch.no_grad():
+        audio, found = tiny.decode(codes).audio_values, other.decode(codes).audio_values.float()
+    assert 10 * torch.log10(audio.square().sum() / (found - audio).square().sum()) > least_snr
 
 
 def test_the_name_works_wherever_a_model_is_named(speech, tiny):

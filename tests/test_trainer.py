@@ -334,3 +334,17 @@ def test_the_command_trains(speech, tmp_path):
     assert result.exit_code == 1 and "Did you mean 'steps'" in result.output
     fields = CliRunner().invoke(app, ["train", "--fields"]).output
     assert "optimizer.learning_rate = 0.003" in fields and "data.augmentation.gain" in fields
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 16, 64), (2, 64, 16)])
+def test_muon_makes_all_singular_values_about_one(shape, dtype):
+    from mimi_hf.training.optimizers import orthogonalize
+
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    result = orthogonalize(matrices, dtype=dtype)
+    assert result.dtype == matrices.dtype and result.shape == shape
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.5 and values.max() < 1.35
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(result.flatten(1), (left @ right).flatten(1)).min() > 0.95

@@ -58,7 +58,8 @@ class Trainer:
         saved = self.checkpoints.load()
         if saved is None and config.model.start is None:
             initialize(self.trained.model, self._audio(self.crops.batch(0)) * self.trained.scale)
-        self._optimizers = make_optimizers(self.trained.model, config.optimizer)
+        half = torch.bfloat16 if config.run.precision == "bf16" else None
+        self._optimizers = make_optimizers(self.trained.model, config.optimizer, half)
         if self.objective.projection is not None:
             self._optimizers[-1].add_param_group({"params": list(self.objective.projection.parameters())})
         self._discriminator_optimizer = self._make_discriminator_optimizer()
