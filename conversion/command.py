@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..loading import MIMI_TINY, ModelChoice
 from . import is_folder_or_id
 
 
@@ -12,8 +13,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The original file (.safetensors, .pt, .pth, .th, .bin, .ckpt); or a folder, or the id of a model on"
-            " the Hub, to go the other way.",
+            help="The original file (.safetensors, .pt, .pth, .th, .bin, .ckpt); or a folder, the id of a model on"
+            " the Hub, or mimi-tiny, to go the other way.",
             show_default=False,
         ),
     ],
@@ -53,6 +54,8 @@ def convert(
     The result is reloaded and compared with SOURCE bit by bit before it
     appears; after an error nothing is written.
     """
+    if source == MIMI_TINY:
+        source = ModelChoice(source).place
     exports = is_folder_or_id(source)
     if to_original and not exports:
         raise typer.BadParameter(

@@ -130,6 +130,13 @@ def test_the_name_works_wherever_a_model_is_named(speech, tiny):
     assert np.array_equal(np.array(row["audio_codes"][0]), tiny.encode(speech, num_quantizers=4).audio_codes[0].numpy())
 
 
+def test_the_name_can_be_converted(tmp_path):
+    original = tmp_path / "original.safetensors"
+    result = CliRunner().invoke(app, ["convert", "mimi-tiny", str(original)])
+    assert result.exit_code == 0, result.output
+    assert load_file(original)["decoder.model.0.conv.conv.weight"].shape == (256, 128, 7)
+
+
 def test_the_name_means_the_packaged_model_and_a_path_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_model().save_pretrained("mimi-tiny")

@@ -337,6 +337,16 @@ def test_evaluation_gives_the_reconstruction_loss_where_asked():
     assert trainee(audio, return_loss=False).loss is None
 
 
+def test_what_comes_out_in_the_padding_counts_for_nothing():
+    from mimi_hf.training.forward import padded_reconstruction_loss
+
+    audio, estimate = make_audio(10 * FRAME), make_audio(10 * FRAME, seed=1).requires_grad_()
+    mask = torch.ones(1, 10 * FRAME, dtype=torch.bool)
+    mask[:, 110:] = False
+    padded_reconstruction_loss(audio, mask, estimate, 24_000).backward()
+    assert (estimate.grad[..., 110:] == 0).all() and (estimate.grad[..., :110] != 0).any()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"decay": 1.0}, {"unquantized": 1.5}, {"quantizer_dropout": -0.1}, {"kmeans_iterations": 2.5}]
 )

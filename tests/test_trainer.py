@@ -13,7 +13,7 @@ import soundfile
 import torch
 from test_distillation import save_teacher
 
-from mimi_hf import MimiModel
+from mimi_hf import MimiModel, QuantizerTraining
 from mimi_hf.training.config import TrainingConfig
 from mimi_hf.training.discriminator import MimiDiscriminator
 from mimi_hf.training.trainer import Trainer, TrainingFailedError
@@ -256,6 +256,27 @@ def test_a_small_model_can_learn_one_clip_by_heart(speech, tmp_path):
         score(audio[0, 0], estimate[0, 0], 24_000, ["si_sdr"])["si_sdr"].value for estimate in (start, end)
     )
     assert after > max(before, -10) + 10, (before, after)
+
+
+@pytest.mark.full_size
+def test_a_model_of_the_published_size_learns_a_clip():
+    from mimi_hf import MimiConfig
+
+    torch.manual_seed(0)
+    model = MimiModel(MimiConfig()).train()
+    model.quantizer.reset_codebooks()
+    model.quantizer.training_options = QuantizerTraining(quantizer_dropout=0.0, unquantized=0.0, kmeans_iterations=1)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    clip = torch.from_numpy(voice(0.64, 120, 0))[None, None]
+    losses = []
+    for _ in range(8):
+        output = model(clip)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(output.loss.detach()))
+    assert all(np.isfinite(losses)), losses
+    assert losses[-1] < 0.8 * losses[0], losses
 
 
 def test_two_processes_end_with_the_same_model(speech, tmp_path):

@@ -47,8 +47,8 @@ def training_forward(
 def padded_reconstruction_loss(
     audio: Tensor, padding_mask: Tensor | None, estimate: Tensor, sampling_rate: int
 ) -> Tensor:
-    """[`reconstruction_loss`], where what lies in the padding is silence."""
+    """[`reconstruction_loss`], where both are silent in the padding: nothing is learnt from it."""
     if padding_mask is not None:
-        real = sample_mask(padding_mask, len(audio), audio.shape[2])
-        audio = audio.masked_fill(~real[:, None], 0)
+        padding = ~sample_mask(padding_mask, len(audio), audio.shape[2])[:, None]
+        audio, estimate = audio.masked_fill(padding, 0), estimate.masked_fill(padding, 0)
     return reconstruction_loss(audio, estimate, sampling_rate)
