@@ -348,7 +348,7 @@ def test_the_command_trains(speech, tmp_path):
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(make_config(speech, tmp_path / "run")))
-    result = CliRunner().invoke(app, ["train", str(path), "--set", "optimizer.steps=2", "--json"])
+    result = CliRunner().invoke(app, ["train", str(path), "--set", "optimizer.steps=2", "--set", "optimizer.learning_rate=1e-3", "--json"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     result = CliRunner().invoke(app, ["train", str(path), "--set", "optimizer.stepz=2"])

@@ -37,7 +37,7 @@ def demo(
         mimi-hf demo my-voice.wav --out my-demo
 
     mimi-tiny, the model that comes with the package, is for demonstrations
-    and tests: 2.6 million parameters, trained on 1.7 hours of speech, far
+    and tests: 2.6 million parameters, trained on four hours of speech, far
     from Mimi's quality. --model kyutai/mimi is Mimi itself.
 
     Exit status: 0 all is well; 1 it failed; 2 wrong usage; 130, 143: ended
@@ -101,7 +101,7 @@ def _print(report, model: str):
         console.print(f"Quality and pictures are of the first {LONGEST:g} s.")
     if model == MIMI_TINY:
         console.print(
-            "\nmimi-tiny is a demonstration and test model: 2.6 million parameters, trained on 1.7 hours of speech, far"
+            "\nmimi-tiny is a demonstration and test model: 2.6 million parameters, trained on four hours of speech, far"
             " from Mimi's quality."
         )
     if report.missing:

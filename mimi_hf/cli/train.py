@@ -71,14 +71,14 @@ def example_config(name: str) -> str:
 
 
 def _parse_changes(changes: list[str]) -> dict:
-    import yaml
+    from ..training.config import parse_yaml
 
     values = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"--set {change!r} must look like optimizer.steps=2000.")
-        values[name.strip()] = yaml.safe_load(value)
+        values[name.strip()] = parse_yaml(value)
     return values
 
 

@@ -284,7 +284,7 @@ class TrainingConfig:
         import yaml
 
         try:
-            content = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
+            content = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML: {error}") from error
         for name, value in (changes or {}).items():
@@ -300,8 +300,8 @@ class TrainingConfig:
         return _plain(dataclasses.asdict(self))
 
 
-def _loader():
-    """YAML's safe loader, but 3e-4 is a number, as everywhere else."""
+def parse_yaml(text: str):
+    """What YAML's safe loader gives, but 3e-4 is a number, as everywhere else."""
     import re
 
     import yaml
@@ -311,7 +311,7 @@ def _loader():
 
     number = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return Loader
+    return yaml.load(text, Loader)
 
 
 def _plain(value):
