@@ -269,7 +269,7 @@ def test_a_model_of_the_published_size_learns_a_clip():
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     clip = torch.from_numpy(voice(0.64, 120, 0))[None, None]
     losses = []
-    for _ in range(8):
+    for _ in range(4):
         output = model(clip)
         output.loss.backward()
         optimizer.step()
@@ -348,7 +348,8 @@ def test_the_command_trains(speech, tmp_path):
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(make_config(speech, tmp_path / "run")))
-    result = CliRunner().invoke(app, ["train", str(path), "--set", "optimizer.steps=2", "--set", "optimizer.learning_rate=1e-3", "--json"])
+    changes = ["--set", "optimizer.steps=2", "--set", "optimizer.learning_rate=1e-3"]
+    result = CliRunner().invoke(app, ["train", str(path), *changes, "--json"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     result = CliRunner().invoke(app, ["train", str(path), "--set", "optimizer.stepz=2"])

@@ -101,8 +101,8 @@ def _print(report, model: str):
         console.print(f"Quality and pictures are of the first {LONGEST:g} s.")
     if model == MIMI_TINY:
         console.print(
-            "\nmimi-tiny is a demonstration and test model: 2.6 million parameters, trained on four hours of speech, far"
-            " from Mimi's quality."
+            "\nmimi-tiny is a demonstration and test model: 2.6 million parameters, trained on four hours of speech,"
+            " far from Mimi's quality."
         )
     if report.missing:
         console.print(f"pip install 'mimi_hf[eval]' adds {' and '.join(report.missing)}.")
