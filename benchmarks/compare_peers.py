@@ -313,7 +313,7 @@ def show(results, console):
     console.print(table)
 
 
-def run(plan: Plan, output: Path, console: Console, model: Path | None = None):
+def run(plan: Plan, output: Path, console: Console, model: str | None = None):
     """Measure, and add to the results in the folder after each row. model: see [`peers.make_checkpoints`]."""
     machine = describe_machine(plan.device)
     old = report.load(output)

@@ -12,7 +12,7 @@ FRAME = 1920
 RATE = 24_000
 
 
-def make_checkpoints(folder: Path, model: Path | None = None) -> tuple[Path, Path]:
+def make_checkpoints(folder: Path, model: str | Path | None = None) -> tuple[str | Path, Path]:
     """A model twice: a folder, and Kyutai's format in `folder`.
 
     model: its folder; by default seeded random weights of the published size are made, in which every part matters.
@@ -26,6 +26,7 @@ def make_checkpoints(folder: Path, model: Path | None = None) -> tuple[Path, Pat
 
 
 def make_seeded(folder: Path) -> Path:
+    """Seeded random weights of the published size, written to a folder."""
     torch.manual_seed(0)
     model = NativeModel(NativeConfig())
     for name, parameter in model.named_parameters():
