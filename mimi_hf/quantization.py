@@ -11,11 +11,13 @@ in the one that torch's kernel reads.
 import torch
 from torch import Tensor, nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d
 
 METHOD = "mimi_int8"
+logger = logging.get_logger(__name__)
 
 
 @register_quantization_config(METHOD)
@@ -47,7 +49,13 @@ class MimiInt8Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model, **kwargs):
         model._arrange_weights()
         if not self.pre_quantized:
-            for module, order in quantizable(model, self.quantization_config.min_size):
+            found = list(quantizable(model, self.quantization_config.min_size))
+            if not found:
+                logger.warning(
+                    "No weight of this model is large enough to be worth 8 bits: all stay floats. Lower min_size of"
+                    " MimiInt8Config to store smaller ones so."
+                )
+            for module, order in found:
                 _set_weight(module, *quantize(module.weight, order))
         return model
 

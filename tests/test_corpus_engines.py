@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -206,17 +207,17 @@ def test_machines_that_come_one_after_the_other_join_what_they_made(corpus, tmp_
 
 
 @pytest.fixture
-def ray_folder(tmp_path_factory):
+def ray_folder():
     """A place whose path is short, as Ray's sockets need; whatever Ray left running there is ended."""
     pytest.importorskip("ray", reason="needs Ray: pip install ray")
-    folder = tmp_path_factory.mktemp("r")
-    yield folder
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder).encode() in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-        except OSError:
-            continue
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if folder.encode() in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:
+                continue
 
 
 def ray_actors(folder: Path) -> list[int]:

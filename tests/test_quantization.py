@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import FRAME, make_audio, make_model
 
-from mimi_hf import MimiInt8Config, MimiModel
+from mimi_hf import MimiInt8Config, MimiModel, quantization
 from mimi_hf.conversion import export_checkpoint
 from mimi_hf.layers.causal_conv import CausalConv1d, CausalConvTranspose1d
 from mimi_hf.layers.product import linear
@@ -148,9 +148,12 @@ def test_bad_sizes():
             MimiInt8Config(min_size=size)
 
 
-def test_small_weights_stay(checkpoint):
+def test_small_weights_stay_and_a_model_without_others_says_so(checkpoint, monkeypatch):
+    told = []
+    monkeypatch.setattr(quantization.logger, "warning", told.append)
     model = MimiModel.from_pretrained(checkpoint, quantization_config=MimiInt8Config(min_size=10**9))
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert "all stay floats" in told[0]
 
 
 def test_original_format_refuses_8_bit_weights(quantized, tmp_path):

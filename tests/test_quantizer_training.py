@@ -210,9 +210,20 @@ def test_kmeans_finds_clusters_that_there_are():
     assert counts.sum() == 400 and centres.shape == (64, 4)
 
 
+def test_an_entry_that_nothing_chooses_stays_where_it_is():
+    codebook = make_trainee().quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+    before = codebook.embed.clone()
+    options = QuantizerTraining(decay=0.9, dead_threshold=0.0)
+    for _ in range(500):
+        update_codebook(codebook, torch.zeros(1, 16), torch.zeros(1, dtype=torch.int64), options)
+    torch.testing.assert_close(codebook.embed[1:], before[1:], atol=1e-4, rtol=1e-4)
+    assert codebook.embed[0].abs().max() < 1e-3
+
+
 def test_kmeans_makes_do_with_few_vectors():
-    centres, _ = kmeans(torch.randn(5, 4), 64, 3)
+    centres, counts = kmeans(torch.randn(5, 4), 64, 3)
     assert centres.shape == (64, 4) and torch.isfinite(centres).all()
+    assert float(counts.sum()) == pytest.approx(5)
 
 
 def test_each_initialised_codebook_leaves_less_over():

@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+_LEAST_USAGE = 1e-3  # of an entry
+
 
 @dataclass(frozen=True)
 class QuantizerTraining:
@@ -127,6 +129,10 @@ def update_codebook(codebook, vectors: Tensor, codes: Tensor, options: Quantizer
     counts, sums = moments[:, 0], moments[:, 1:]
     codebook.cluster_usage.lerp_(counts, 1 - options.decay)
     codebook.embed_sum.lerp_(sums, 1 - options.decay)
+    # An entry that nothing chooses stays where it is: both averages stop falling before they vanish.
+    raised = (_LEAST_USAGE / codebook.cluster_usage).clamp(min=1)
+    codebook.cluster_usage.mul_(raised)
+    codebook.embed_sum.mul_(raised[:, None])
     mean = codebook.cluster_usage.mean()
     dead = codebook.cluster_usage < options.dead_threshold * mean
     if dead.any() and len(candidates := _of_all(vectors)):
@@ -152,7 +158,7 @@ def initialize_codebooks(codebooks, vectors: Tensor, iterations: int, batches: i
     for codebook in codebooks:
         size = codebook.embed_sum.shape[0]
         centres, counts = kmeans(residual, size, iterations)
-        usage = (counts / batches).clamp(min=1e-3)
+        usage = (counts / batches).clamp(min=_LEAST_USAGE)
         codebook.cluster_usage.copy_(_same_everywhere(usage))
         codebook.embed_sum.copy_(_same_everywhere(centres * usage[:, None]))
         codebook.initialized.fill_(1.0)
@@ -167,10 +173,12 @@ def kmeans(vectors: Tensor, size: int, iterations: int) -> tuple[Tensor, Tensor]
         vectors: Tensor, shape = (n, width). Where n is below `size`, they are repeated with a little noise.
 
     Returns:
-        The centres, shape = (size, width), and how many vectors each has, shape = (size,).
+        The centres, shape = (size, width), and how many vectors each has, shape = (size,), a part of one where they
+        are repeated.
     """
-    if len(vectors) < size:
-        vectors = vectors.repeat(-(-size // len(vectors)), 1)
+    repeats = max(1, -(-size // len(vectors)))
+    if repeats > 1:
+        vectors = vectors.repeat(repeats, 1)
         vectors = vectors + 1e-3 * vectors.std().clamp(min=1e-6) * torch.randn_like(vectors)
     centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:size]].clone()
     for _ in range(iterations):
@@ -179,7 +187,8 @@ def kmeans(vectors: Tensor, size: int, iterations: int) -> tuple[Tensor, Tensor]
         sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
         empty = (counts == 0)[:, None]
         centres = torch.where(empty, _pick(vectors, size), sums / counts.clamp(min=1)[:, None])
-    return centres, torch.bincount(_nearest(vectors, centres), minlength=size).to(vectors.dtype)
+    counts = torch.bincount(_nearest(vectors, centres), minlength=size)
+    return centres, counts.to(vectors.dtype) / repeats
 
 
 def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
