@@ -243,6 +243,33 @@ def test_other_files_in_the_folder_of_a_cache_stay(tmp_path):
     assert own.read_text() == "mine"
 
 
+def test_runs_may_share_a_folder(tmp_path):
+    sources = [str(write_clips(tmp_path / name, 2)) for name in ("a", "b")]
+    first, second = (prepare([source], tmp_path / "cache", keep_others=True) for source in sources)
+    assert first.folder.exists() and second.folder.exists()
+    prepare([*sources], tmp_path / "cache")
+    assert not first.folder.exists() and not second.folder.exists()
+
+
+def test_a_local_data_set_in_the_form_of_the_hub_has_changed(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for seconds in (1.0, 3.0):
+        audio = write_audio(tmp_path / "clip.wav", tone(seconds)).read_bytes()
+        pq.write_table(pa.table({"audio": [{"bytes": audio, "path": None}]}), folder / "train.parquet")
+        cache = prepare([f"{folder}?kind=hub&audio_column=audio"], tmp_path / "cache")
+        assert len(cache.read(0)) == seconds * RATE
+
+
+def test_a_record_that_was_cut_short_is_made_again(tmp_path):
+    folder = write_clips(tmp_path / "clips", 3)
+    cache = prepare([str(folder)], tmp_path / "cache")
+    expected = content(cache)
+    (cache.folder / "report.json").unlink()
+    next((cache.folder / "parts").iterdir()).write_text('{"file": 0, "st')
+    assert content(prepare([str(folder)], tmp_path / "cache")) == expected
+
+
 def test_a_damaged_cache_is_prepared_again(tmp_path):
     folder = write_clips(tmp_path / "clips", 4)
     cache = prepare([str(folder)], tmp_path / "cache")

@@ -113,7 +113,7 @@ def test_files_that_fail_are_told(model, recordings, tmp_path):
     assert result.exit_code == 1
     assert "1 recording," in result.stdout  # the other one is evaluated
     assert "bad.wav: ValueError: " in result.stderr
-    assert "1 of 2 recordings could not be read" in result.stderr
+    assert "1 of 2 recordings failed" in result.stderr
 
 
 def test_agreement(model, recordings, tmp_path):
@@ -127,6 +127,31 @@ def test_agreement(model, recordings, tmp_path):
     assert (eager["equal"], eager["same_audio"], eager["second"]) == (1.0, True, "eager")
     assert half["equal"] < 1 and 10 < half["snr"] < 60
     assert len(half["codebooks"]) == 3
+
+
+def test_engines_that_fail_take_no_others_along(model, recordings, tmp_path, monkeypatch):
+    from mimi_hf.evaluation import engines
+
+    def broken(choice, device):
+        engine = engines.open_engine("eager", choice, device)
+        decode, engine.name, calls = engine.decode, "half broken", []
+
+        def decode_the_first(codes):
+            calls.append(codes)
+            return decode(codes) * (float("nan") if len(calls) > 1 else 1.0)
+
+        engine.decode = decode_the_first
+        return engine
+
+    monkeypatch.setitem(engines.ENGINES, "broken", broken)
+    output = tmp_path / "agreement"
+    others = ["--agree-with", "eager", "--agree-with", "broken", "--agree-with", "nothing-of-this-name"]
+    result = run(recordings, output, *others, model=model)
+    assert result.exit_code == 1
+    assert "b.wav: ValueError: half broken decoded the codes to NaN" in result.stderr
+    assert "nothing-of-this-name: " in result.stderr and "1 of 2 recordings failed" in result.stderr
+    compared = json.loads((output / "agreement.json").read_text())["agreement"]
+    assert [one["second"] for one in compared] == ["eager", "half broken"]
 
 
 def test_shares_are_rounded_down():

@@ -177,6 +177,14 @@ def test_summaries_leave_out_what_has_no_value():
     assert Summary.of([Score(reason="silent")]) == Summary(None, None, None, None, 0)
 
 
+def test_the_table_tells_where_a_figure_is_of_fewer_files():
+    from mimi_hf.evaluation.tables import _summary
+
+    summary = Summary.of([Score(3.0), Score(None, "silent")])
+    assert _summary(summary, METRICS["si_sdr"], 2) == "3.0/3.0 (of 1)"
+    assert _summary(summary, METRICS["si_sdr"], 1) == "3.0/3.0"
+
+
 def test_pieces_count_by_their_seconds():
     assert join_scores([Score(1.0), Score(4.0), Score(reason="silent")], [20.0, 10.0, 20.0]) == Score(2.0)
     assert join_scores([Score(reason="silent")] * 2, [20.0, 10.0]) == Score(reason="silent")

@@ -105,14 +105,17 @@ def evaluate(
     with ending_cleanly():
         try:
             work.check(pictures=not agree_with)
-            failures, count = work.compare(agree_with) if agree_with else work.measure()
+            failures, count, lost = work.compare(agree_with) if agree_with else work.measure()
         except EXPECTED as error:
             raise fail(describe(error)) from None
         for file in failures[:_FAILURES_TOLD]:
             typer.echo(f"{file.id}: {file.reason}", err=True)
         if failures:
-            more = f", of whom {_FAILURES_TOLD} are named" if len(failures) > _FAILURES_TOLD else ""
-            raise fail(f"{len(failures)} of {count} recordings could not be read{more}; the figures are of the others.")
+            more = f", {_FAILURES_TOLD} of which are named" if len(failures) > _FAILURES_TOLD else ""
+            failed = len({file.id for file in failures})
+            lost.append(f"{failed} of {count} recordings failed{more}; the figures are of the others.")
+        if lost:
+            raise fail("\n".join(lost))
 
 
 def _parse_levels(text: str | None) -> list[int] | None:
@@ -168,7 +171,7 @@ class _Work:
                 check_installed()
 
     def measure(self):
-        """The recordings that failed, and the number of all."""
+        """The recordings that failed, the number of all, and what else failed."""
         with self.console.status(f"Loading {self.model} …"):
             from ..evaluation.evaluate import evaluate as run
             from ..evaluation.tables import quality_tables
@@ -185,10 +188,10 @@ class _Work:
 
             write_evaluation(self.output, report, **facts)
         self._tell({**facts, **report.to_dict()}, quality_tables(report, told_all=self.metrics is not None))
-        return report.failures, len(report.files)
+        return report.failures, len(report.files), []
 
     def compare(self, others: list[str]):
-        """The recordings that failed, and the number of all."""
+        """The recordings that failed, the number of all, and what else failed."""
         with self.console.status(f"Loading {self.model} …"):
             from ..evaluation.agreement import compare
             from ..evaluation.engines import open_engine
@@ -197,20 +200,29 @@ class _Work:
             source, choice = self._open()
             first = open_engine("eager", choice, self.device)
             first.name = f"{self.model} in {choice.dtype}"
-        reports = []
+        reports, lost = [], []
         for other in others:
-            with self.console.status(f"Loading {other} …"):
-                second = open_engine(other, choice, self.device)
-            with self._progress(f"Comparing with {other}") as update:
-                most = None if self.levels is None else max(self.levels)
-                reports.append(compare(first, second, source, most, self.seconds, self.limit_files, update))
+            try:
+                with self.console.status(f"Loading {other} …"):
+                    second = open_engine(other, choice, self.device)
+                with self._progress(f"Comparing with {other}") as update:
+                    most = None if self.levels is None else max(self.levels)
+                    reports.append(compare(first, second, source, most, self.seconds, self.limit_files, update))
+            except EXPECTED as error:
+                if len(others) == 1:
+                    raise
+                lost.append(f"{other}: {describe(error)}")  # what the others give is not lost
+        if not reports:
+            raise ValueError("\n".join(lost))
         facts = {"model": self.model, "source": self.source, "dtype": choice.dtype}
         if self.output is not None:
             from ..evaluation.output import write_agreement
 
             write_agreement(self.output, reports, **facts)
         self._tell({**facts, "agreement": [report.to_dict() for report in reports]}, agreement_tables(reports))
-        return reports[0].failures, len(reports[0].files)
+        # A recording that cannot be read fails with each of them, for one reason.
+        failures = {(file.id, file.reason): file for report in reports for file in report.failures}
+        return [*failures.values()], len(reports[0].files), lost
 
     def _open(self):
         from ..corpus.sources import open_source

@@ -1,5 +1,6 @@
 """The command `mimi-hf train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def train(
     The run's folder holds checkpoints, logs (log.jsonl, and TensorBoard's
     where that is installed), `best`, and at the end `model`, which every
     command takes as --model. After Ctrl-C or a crash the same command goes
-    on from the last checkpoint.
+    on from the last checkpoint; `--fields` says what may change on the way.
 
     Exit status: 0 when done, 1 when it failed, 2 for a wrong command, 130
     when interrupted.
@@ -71,6 +72,8 @@ def example_config(name: str) -> str:
 
 
 def _parse_changes(changes: list[str]) -> dict:
+    import yaml
+
     from ..training.config import parse_yaml
 
     values = {}
@@ -78,13 +81,21 @@ def _parse_changes(changes: list[str]) -> dict:
         name, equals, value = change.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"--set {change!r} must look like optimizer.steps=2000.")
-        values[name.strip()] = parse_yaml(value)
+        try:
+            values[name.strip()] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"--set {change!r}: the value is no YAML: {error}") from None
     return values
 
 
 def _run(path: Path, changes: dict, quiet: bool, json: bool):
+    from transformers.utils import logging
+
     from ..training.config import TrainingConfig
 
+    logging.disable_progress_bar()  # this command has its own
+    if os.environ.get("RANK", "0") != "0":  # one process of several tells what there is to tell
+        quiet, json = True, False
     try:
         config = TrainingConfig.from_yaml(path, changes)
         with _Reporter(config.optimizer.steps, quiet, json) as reporter:

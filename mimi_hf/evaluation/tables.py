@@ -37,19 +37,21 @@ def _quality(report: EvaluationReport) -> Table:
         table.add_column("originals", justify="right")
     for metric in report.metrics:
         name = f"{metric.label}, dB" if metric.unit == "dB" else metric.label  # others are grades from 1 to 5
-        cells = [_summary(level.metrics[metric.name], metric) for level in report.levels]
+        cells = [_summary(level.metrics[metric.name], metric, count) for level in report.levels]
         original = report.originals.get(metric.name)
-        cells += [] if original is None else [_summary(original, metric)]
+        cells += [] if original is None else [_summary(original, metric, count)]
         table.add_row(f"{name} {'↑' if metric.higher_is_better else '↓'}", *cells)
     table.add_row("decoding", *(f"{level.decode_speed:.1f}x" for level in report.levels))
     return table
 
 
-def _summary(summary: Summary, metric: Metric) -> str:
+def _summary(summary: Summary, metric: Metric, files: int) -> str:
+    """files: how many there are. Where fewer have a value, their number is told: other figures are of other files."""
     if summary.mean is None:
         return _NOTHING
     digits = {"dB": 1, "": 3}.get(metric.unit, 2)
-    return f"{summary.mean:.{digits}f}/{summary.median:.{digits}f}"
+    fewer = f" (of {summary.count})" if summary.count < files else ""
+    return f"{summary.mean:.{digits}f}/{summary.median:.{digits}f}{fewer}"
 
 
 def _use(report: EvaluationReport) -> Table:

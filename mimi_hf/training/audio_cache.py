@@ -38,6 +38,7 @@ from ..corpus.reading import UNREADABLE, check_damage, describe
 from ..corpus.sources import Example, Source, open_source, parquet, webdataset
 from ..corpus.sources.base import AUDIO_EXTENSIONS
 from ..corpus.sources.files import is_url
+from ..corpus.sources.hub import HubSource
 from ..corpus.sources.manifest import ManifestSource
 from ..files import written_beside
 from .recordings import Copied, LeftOutError, copy_recording
@@ -114,6 +115,7 @@ def prepare(
     min_seconds: float = 0.2,
     progress: Progress | None = None,
     threads: int | None = None,
+    keep_others: bool = False,
 ) -> AudioCache:
     """Write the recordings of some sources to a cache, or open it where that was done.
 
@@ -122,18 +124,20 @@ def prepare(
     `too_short`. `left_out.jsonl` in the cache names each.
 
     The same sources give the same cache, in the same order. A source has changed where one of its files on this machine
-    has another name, size or time: those of a folder, or that a manifest names; tars and parquet files themselves. Of
-    files behind URLs the names count, and of a data set of the Hub the commit. Several processes may call this at once:
-    one prepares, the others wait.
+    has another name, size or time: those of a folder, or that a manifest names; tars and parquet files themselves; all
+    of a folder in the form of a data set of the Hub. Of files behind URLs the names count, and of a data set of the Hub
+    the commit. Several processes may call this at once: one prepares, the others wait.
 
     Args:
         sources: what [`mimi_hf.corpus.sources.open_source`] opens; its options may follow a name, as in
             `user/name?config=clean&split=train`.
-        folder: of the cache; what was prepared there for other sources, and nothing else, is removed.
+        folder: of the cache.
         sampling_rate: samples per second; other audio is resampled.
         min_seconds: what is shorter is left out.
         progress: called with the seconds of audio written by this call, and the share (0 to 1) of parts that are done.
         threads: at work at the same time; as many as there are cores by default, up to 16.
+        keep_others: keep what was prepared in the folder for other sources, or for these before they changed; by
+            default that, and nothing else, is removed.
 
     Raises:
         FileNotFoundError, ValueError: there is no such source, or it holds no recording that can be used at all.
@@ -162,7 +166,8 @@ def prepare(
         if cache is None:
             _Preparation(place, opened, settings, threads).run(progress)
             cache = AudioCache(place)
-            _remove_others(place)
+            if not keep_others:
+                _remove_others(place)
     return cache
 
 
@@ -203,6 +208,8 @@ def _files(source: Source) -> Iterator[list]:
         yield _status(source.path)
         for shard in source.shards(1000):
             yield from (_status(example.audio) for example in source.read(shard) if isinstance(example.audio, str))
+    elif isinstance(source, HubSource) and os.path.isdir(source.name):
+        yield from (_status(str(path)) for path in sorted(Path(source.name).rglob("*")) if path.is_file())
 
 
 def _status(path: str) -> list:
@@ -262,7 +269,7 @@ class _Preparation:
                 record = _read_json(self._record(part))
                 if _audio_file(self.place, record["file"]).stat().st_size >= record["stop"] * _SAMPLE.itemsize:
                     done[part.number] = record
-            except FileNotFoundError:
+            except (FileNotFoundError, ValueError, KeyError):  # not there, or cut short where the power failed
                 continue
         return done
 

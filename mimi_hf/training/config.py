@@ -2,15 +2,18 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..configuration_mimi import MimiConfig
 from ..layers.quantizer import QuantizerTraining
 from .augmentation import Augmentation
 from .checks import check
+from .discriminator import MimiDiscriminatorConfig
 from .losses import FLOOR, RECONSTRUCTION_WEIGHTS
 
 PARTS = ("encoder", "quantizer", "decoder")
@@ -26,7 +29,8 @@ class ModelOptions:
         only the decoder does; with the encoder in training and the quantizer fixed, old codes still decode, but the
         same audio encodes to other ones; with the quantizer in training, old codes lose their meaning.
     lora_rank: above 0, the transformers of the trained parts learn through low-rank adapters of this rank
-        (arXiv:2106.09685), which are merged into the weights that are saved; all else stays fixed. 0 trains in full.
+        (arXiv:2106.09685), which are merged into the weights that are saved; all else stays fixed, the codebooks, too.
+        0 trains in full.
     audio_scale: audio is multiplied by this before a new model, and divided after it, so that layers of unit variance
         fit it. What is saved has it folded into the first and the last convolution. 1 with `start`.
     """
@@ -48,6 +52,11 @@ class ModelOptions:
             raise ValueError("model.train leaves parts out, but a new model learns as a whole. Name model.start, too.")
         check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (off) or more")
         check(not self.lora_rank or self.start, "model.lora_rank", self.lora_rank, "0 for a new model")
+        if self.lora_rank and not {"encoder", "decoder"} & set(self.train):
+            raise ValueError(
+                "model.lora_rank needs encoder or decoder in model.train: only their transformers learn so."
+            )
+        _refuse_unknown(self.config, _parameters_of(MimiConfig), "model.config")
         check(self.audio_scale > 0, "model.audio_scale", self.audio_scale, "above 0")
 
 
@@ -59,7 +68,8 @@ class DataOptions:
     weights: how often each is drawn from, in the order of `train`; by its hours where left out.
     validation: the same, never trained on: what the figures of a run and its best model are taken from.
     validation_seconds: how much of it to use.
-    cache: where the audio is kept as 16-bit samples, ready to be cut; inside the output by default.
+    cache: where the audio is kept as 16-bit samples, ready to be cut, for several runs. By default inside the output,
+        where what was prepared for other sources is removed.
     crop_seconds: length of a crop. A multiple of 0.08 s wastes nothing.
     batch_size: crops in a step of one process.
     augmentation: see [`Augmentation`]; leave out for none.
@@ -88,6 +98,9 @@ class DataOptions:
 class LossOptions:
     """What it is trained for. A weight of 0 leaves a loss out.
 
+    preset: where the weights begin: `reconstruction` (the default: as they stand below); `adversarial` (Moshi's,
+        arXiv:2410.00037, section 3.3: adversarial and feature_matching 4, balanced, and no other on the audio); `both`
+        (adversarial 1, feature_matching 2, and reconstruction).
     mel: log-mel distance at five resolutions. spectral_convergence, log_magnitude: of the STFT. waveform: L1.
     floor: added to magnitudes before their logarithm: white noise of this RMS is about as loud.
     commitment: of latents to their codebook entries.
@@ -126,6 +139,7 @@ class LossOptions:
             )
         if self.distillation and not self.teacher:
             raise ValueError("losses.distillation needs losses.teacher: a speech model, such as microsoft/wavlm-large.")
+        _refuse_unknown(self.discriminator, _parameters_of(MimiDiscriminatorConfig), "losses.discriminator")
         check(self.floor > 0, "losses.floor", self.floor, "above 0")
         check(self.adversarial_start >= 0, "losses.adversarial_start", self.adversarial_start, "0 or more")
 
@@ -140,7 +154,6 @@ ADVERSARIAL = ("adversarial", "feature_matching")
 _NO_RECONSTRUCTION = dict.fromkeys(RECONSTRUCTION, 0.0)
 LOSS_PRESETS = {
     "reconstruction": {},
-    # Moshi (arXiv:2410.00037, section 3.3): these two alone.
     "adversarial": {**_NO_RECONSTRUCTION, "adversarial": 4.0, "feature_matching": 4.0, "balance": True},
     "both": {"adversarial": 1.0, "feature_matching": 2.0},
 }
@@ -151,8 +164,13 @@ class QuantizerOptions:
     """How codebooks come about.
 
     unquantized_steps: steps at the beginning that leave latents as they are; the codebooks of a new model are made
-        from the latents then, by k-means. 0 with `model.start`.
-    decay, dead_threshold, kmeans_iterations, quantizer_dropout, unquantized: see [`QuantizerTraining`].
+        from the latents then, by k-means. 0 with `model.start`, which has codebooks.
+    decay: of the moving averages that codebooks are, per step.
+    dead_threshold: an entry that is used less than this share of the average entry is replaced by a latent of the
+        batch. 0 replaces none.
+    kmeans_iterations: of the initialisation.
+    quantizer_dropout: the share of crops that use their first n codebooks alone, n drawn from the semantic ones to all.
+    unquantized: the share of crops whose latents the decoder gets unquantized.
     """
 
     unquantized_steps: int = 0
@@ -224,7 +242,9 @@ class OptimizerOptions:
 class RunOptions:
     """What it leaves behind.
 
-    output: the folder of the run: checkpoints, logs, the model. The same command goes on from the last checkpoint.
+    output: the folder of the run: checkpoints, logs, the model. The same command goes on from the last checkpoint. What
+        may change on the way: run but for seed and metric, data.augmentation, data.validation, data.validation_seconds,
+        data.cache, optimizer.steps, max_norm, warmup_steps and the learning rates.
     seed: of everything that is drawn.
     precision: bf16 or fp32, of the products; weights are kept in fp32.
     device: cpu or cuda; by default a GPU where there is one.
@@ -246,6 +266,8 @@ class RunOptions:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every", "validate_every"):
             check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
         check(self.precision in ("bf16", "fp32"), "run.precision", self.precision, "bf16 or fp32")
+        rule = "cpu or cuda; CUDA_VISIBLE_DEVICES chooses one GPU of several"
+        check(self.device in (None, "cpu", "cuda"), "run.device", self.device, rule)
 
 
 @dataclass(frozen=True)
@@ -259,6 +281,15 @@ class TrainingConfig:
     losses: LossOptions = field(default_factory=LossOptions)
     quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
 
+    def __post_init__(self):
+        unquantized, steps = self.quantizer.unquantized_steps, self.optimizer.steps
+        if self.model.start:
+            check(
+                unquantized == 0, "quantizer.unquantized_steps", unquantized, "0 with model.start, which has codebooks"
+            )
+        rule = f"below optimizer.steps={steps}: the codebooks of a new model are made after them"
+        check(unquantized < steps, "quantizer.unquantized_steps", unquantized, rule)
+
     @classmethod
     def from_dict(cls, content: dict) -> "TrainingConfig":
         """From nested dictionaries, as YAML gives them. `losses.preset` names one of [`LOSS_PRESETS`] to begin from.
@@ -266,12 +297,14 @@ class TrainingConfig:
         Raises:
             ValueError, TypeError: for a field that there is not, or a value that it cannot have.
         """
-        content = dict(content) if isinstance(content, dict) else content
-        if isinstance(content, dict) and isinstance(content.get("losses"), dict):
-            losses = dict(content["losses"])
-            preset = losses.pop("preset", "reconstruction")
-            check(preset in LOSS_PRESETS, "losses.preset", preset, " or ".join(LOSS_PRESETS))
-            content["losses"] = {**LOSS_PRESETS[preset], **losses}
+        if isinstance(content, dict):
+            # A group with nothing in it, or with comments alone, is None in YAML.
+            content = {name: {} if group is None else group for name, group in content.items()}
+            if isinstance(content.get("losses"), dict):
+                losses = dict(content["losses"])
+                preset = losses.pop("preset", "reconstruction")
+                check(preset in [*LOSS_PRESETS], "losses.preset", preset, " or ".join(LOSS_PRESETS))
+                content["losses"] = {**LOSS_PRESETS[preset], **losses}
         return _build(cls, content, "")
 
     @classmethod
@@ -287,11 +320,18 @@ class TrainingConfig:
             content = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML: {error}") from error
+        if changes and not isinstance(content, dict | None):
+            raise TypeError(f"{path} is {content!r}, but must be a mapping of names to values.")
+        content = content or {}
         for name, value in (changes or {}).items():
             group = content
             *groups, last = name.split(".")
             for part in groups:
-                group = group.setdefault(part, {})
+                if group.get(part) is None:
+                    group[part] = {}
+                group = group[part]
+                if not isinstance(group, dict):
+                    raise TypeError(f"{name} cannot be set: {part} is {group!r}, and no group of fields.")
             group[last] = value
         return cls.from_dict(content)
 
@@ -327,7 +367,19 @@ def _build(kind, content, path: str):
         raise TypeError(f"{where} is {content!r}, but must be a mapping of names to values.")
     hints, fields = typing.get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}
     values = {}
+    _refuse_unknown(content, fields, where)
     for name, value in content.items():
+        values[name] = _convert(hints[name], value, f"{path}.{name}".lstrip("."))
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ValueError(f"{path}.{name} is missing.".lstrip(".") + " It has no default.")
+    return kind(**values)
+
+
+def _refuse_unknown(content, fields, where: str):
+    """Raise ValueError for a name that is none of the fields."""
+    for name in content:
         if name not in fields:
             close = difflib.get_close_matches(str(name), fields, 1)
             raise ValueError(
@@ -335,12 +387,12 @@ def _build(kind, content, path: str):
                 + (f" Did you mean {close[0]!r}?" if close else "")
                 + f" Its fields: {', '.join(fields)}."
             )
-        values[name] = _convert(hints[name], value, f"{path}.{name}".lstrip("."))
-    for name, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ValueError(f"{path}.{name} is missing.".lstrip(".") + " It has no default.")
-    return kind(**values)
+
+
+def _parameters_of(kind: type) -> list[str]:
+    """The names that a configuration of transformers is made from."""
+    found = inspect.signature(kind.__init__).parameters.values()
+    return [one.name for one in found if one.kind is not one.VAR_KEYWORD and one.name != "self"]
 
 
 def _convert(hint, value, path: str):

@@ -35,7 +35,7 @@ class TrainedModel:
             self.model = MimiModel(MimiConfig(**config.model.config))
             self.model.quantizer.reset_codebooks()
         self.scale = 1.0 if start else config.model.audio_scale
-        self.updates = "quantizer" in config.model.train
+        self.updates = "quantizer" in config.model.train and not config.model.lora_rank
         for part, modules in _MODULES.items():
             for name in modules:
                 module = getattr(self.model, name)

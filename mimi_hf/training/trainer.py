@@ -1,7 +1,7 @@
 """Training Mimi, from nothing or from a published model: on one device or many, resumable, repeatable from a seed."""
 
 import json
-import math
+import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +20,9 @@ from .logs import RunLog
 from .models import TrainedModel
 from .objective import Objective, discriminator_loss
 from .optimizers import WeightAverage, make_optimizers
-from .validation import Validation
+from .validation import NEVER, Validation
+
+logger = logging.getLogger(__name__)
 
 _LATENT_BATCHES = 16  # whose latents the codebooks of a new model are made from
 
@@ -48,13 +50,13 @@ class Trainer:
         self.accelerator = _accelerator(config)
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
         self._claim_output()
         self.step = 0
         torch.manual_seed(config.run.seed)
         self.trained = TrainedModel(config, self.device)
         self.crops = self._make_crops()
         self.objective = Objective(config.losses, self.trained.model.config, self.device, config.optimizer.accumulation)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
         saved = self.checkpoints.load()
         if saved is None and config.model.start is None:
             initialize(self.trained.model, self._audio(self.crops.batch(0)) * self.trained.scale)
@@ -64,26 +66,26 @@ class Trainer:
             self._optimizers[-1].add_param_group({"params": list(self.objective.projection.parameters())})
         self._discriminator_optimizer = self._make_discriminator_optimizer()
         self.average = WeightAverage(self.trained.model, config.optimizer.ema_decay)
-        self.best = math.inf
+        self.best = NEVER
+        self._validation = None
+        if config.data.validation and self.accelerator.is_main_process:
+            self._validation = Validation(config, self._cache("validation", config.data.validation))
         if saved is not None:
             self._restore(*saved)
         self._model = self.accelerator.prepare_model(self.trained.model)
         self._discriminator = self.objective.discriminator
         if self._discriminator is not None:
             self._discriminator = self.accelerator.prepare_model(self._discriminator)
-        self._validation = None
-        if config.data.validation and self.accelerator.is_main_process:
-            self._validation = Validation(config, self._cache("validation", config.data.validation))
         self._log = RunLog(self.output, self.accelerator.is_main_process, self.step)
 
     # What a run begins with
 
     def _claim_output(self):
-        """Refuse a folder that holds another run; write down what this one is."""
+        """Refuse a folder that holds another run, one that has come to a checkpoint; write down what this one is."""
         path, content = self.output / "config.json", self.config.to_dict()
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            if path.exists() and self.checkpoints.steps():
                 _refuse_changes(json.loads(path.read_text(encoding="utf-8")), content, self.output)
             with written_beside(path) as aside:
                 aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -97,7 +99,8 @@ class Trainer:
             def progress(_seconds, share):
                 self._report({"prepared": share})
 
-        return prepare(list(sources), folder, self.trained.model.config.sampling_rate, progress=progress)
+        rate, shared = self.trained.model.config.sampling_rate, self.config.data.cache is not None
+        return prepare(list(sources), folder, rate, progress=progress, keep_others=shared)
 
     def _make_crops(self) -> Crops:
         data = self.config.data
@@ -124,7 +127,17 @@ class Trainer:
 
     def _restore(self, model: dict[str, Tensor], state: dict):
         self.trained.model.load_state_dict(model)
-        self.step, self.best = state["step"], state["best"]
+        self.step = state["step"]
+        if self._validation is not None and state["validated_on"] == self._validation.identity:
+            self.best = tuple(state["best"])  # of other recordings, it would say nothing
+        if state["processes"] != self.world:
+            logger.warning(
+                "Step %d and those before were of %d processes, the next ones are of %d, with as many batches: data and"
+                " losses are no longer those of a run that kept their number.",
+                self.step,
+                state["processes"],
+                self.world,
+            )
         for name, part in self._parts().items():
             part.load_state_dict(state["parts"][name])
 
@@ -132,7 +145,9 @@ class Trainer:
         """Write down where the run stands, so that the same command goes on from here."""
         if self.accelerator.is_main_process:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            state = {"step": self.step, "best": self.best, "parts": parts}
+            validated_on = None if self._validation is None else self._validation.identity
+            state = {"step": self.step, "best": list(self.best), "validated_on": validated_on}
+            state |= {"processes": self.world, "parts": parts}
             self.checkpoints.save(self.step, self.trained.model.state_dict(), state)
         self.accelerator.wait_for_everyone()
 
@@ -203,7 +218,7 @@ class Trainer:
             for name, loss in losses.items():
                 figures[name] = figures.get(name, 0) + loss.detach() / len(batches)
         self._share_projection()
-        figures["gradient_norm"] = self._clip()
+        figures["gradient_norm"] = self._clip(self._optimizers)
         self._refuse_nonfinite(figures)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -235,8 +250,9 @@ class Trainer:
             for parameter in self.objective.projection.parameters():
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
-    def _clip(self) -> Tensor:
-        parameters = [item for item in self.trained.model.parameters() if item.requires_grad]
+    def _clip(self, optimizers: list[torch.optim.Optimizer]) -> Tensor:
+        """The norm of the gradient of all that they move, before it is clipped: the same in all processes."""
+        parameters = [item for optimizer in optimizers for group in optimizer.param_groups for item in group["params"]]
         norm = torch.nn.utils.get_total_norm([item.grad for item in parameters if item.grad is not None])
         if self.config.optimizer.max_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.max_norm, norm)
@@ -254,7 +270,8 @@ class Trainer:
                     loss = discriminator_loss(self._discriminator, audio, estimate) / len(pairs)
                 loss.backward()
             total = total + loss.detach()
-        self._refuse_nonfinite({"discriminator": total})
+        norm = self._clip([optimizer])
+        self._refuse_nonfinite({"discriminator": total, "discriminator_gradient_norm": norm})
         optimizer.step()
         optimizer.zero_grad()
         return total
@@ -278,7 +295,7 @@ class Trainer:
             f"Step {self.step} (seed {self.config.run.seed}, process {self.rank}) is not finite: {facts}; learning rate"
             f" {options.learning_rate * options.factor(self.step):g}. The last checkpoint"
             f" is of step {(self.checkpoints.steps() or ['none'])[-1]}. Lower optimizer.learning_rate, set"
-            " optimizer.max_norm, or use run.precision: fp32."
+            " optimizer.max_norm, or use run.precision: fp32; each may change for the same run."
         )
 
     # What it tells
@@ -310,18 +327,28 @@ def _accelerator(config: TrainingConfig):
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    device = config.run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device is cuda, but torch finds no GPU here. Leave it out to train on the CPU.")
     # Codebooks are kept in step by the quantizer itself.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     precision = "bf16" if config.run.precision == "bf16" else "no"
-    device = config.run.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[ddp])
 
 
-# What may change between the parts of a run: where it takes place, how far it goes, and what it tells.
+# What may change between the parts of a run: where it takes place, how fast and how far it goes, how its crops are
+# varied, and what it tells.
 _MAY_CHANGE = {
-    "run": {"output", "device", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every"},
-    "optimizer": {"steps"},
-    "data": {"validation", "validation_seconds", "cache"},
+    "run": {"output", "device", "precision", "checkpoint_every", "keep_checkpoints", "log_every", "validate_every"},
+    "optimizer": {
+        "steps",
+        "learning_rate",
+        "final_learning_rate",
+        "warmup_steps",
+        "discriminator_learning_rate",
+        "max_norm",
+    },
+    "data": {"validation", "validation_seconds", "cache", "augmentation"},
 }
 
 

@@ -1,5 +1,6 @@
 """How good a model is in the middle of its training: on recordings that it never learns from."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from .config import TrainingConfig
 
 _PIECE = 10.0  # seconds that are measured at once
 _WATCHED = ("mel_distance", "si_sdr")
+# How bad a model is that was never measured.
+NEVER = (math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,13 @@ class ValidationResult:
     """What was found.
 
     figures: means over the pieces of each metric, and `perplexity` of the codebook that is used least evenly.
-    badness: by which models are compared, the lower the better.
+    badness: by which models are compared, the lower the better: in how many pieces the metric finds nothing to measure
+        although it does in the originals, such as speech; then its mean.
     original, reconstruction: Tensors, shape = (N,), of the first piece.
     """
 
     figures: dict[str, float]
-    badness: float
+    badness: tuple[float, float]
     original: Tensor
     reconstruction: Tensor
     sampling_rate: int
@@ -48,11 +52,16 @@ class Validation:
         self.seconds = config.data.validation_seconds
         self.cache = cache
 
+    @property
+    def identity(self) -> list:
+        """What it measures, by which metric: figures of others do not compare."""
+        return [self.cache.folder.name, self.seconds, self.metric.name]
+
     def run(self, model) -> ValidationResult:
         """Measure a model, in evaluation mode, with all its codebooks."""
         rate = model.config.sampling_rate
         scores: dict[str, list[float]] = {metric.name: [] for metric in self.metrics}
-        pairs, codes = [], []
+        pairs, codes, lost = [], [], 0
         for original in self._pieces(rate):
             audio = torch.from_numpy(original)[None, None].to(model.device)
             with torch.inference_mode():
@@ -63,11 +72,14 @@ class Validation:
             for name, found in score(original, decoded.numpy(), rate, self.metrics).items():
                 if found.value is not None:
                     scores[name].append(found.value)
+                elif name == self.metric.name:
+                    lost += score(original, original, rate, [self.metric])[name].value is not None
         figures = {name: float(np.mean(values)) for name, values in scores.items() if values}
         counts = [torch.bincount(level, minlength=model.config.codebook_size) for level in torch.cat(codes, dim=1)]
         figures["perplexity"] = min(CodebookUse.of(one.numpy()).perplexity for one in counts)
         value = figures.get(self.metric.name, -np.inf if self.metric.higher_is_better else np.inf)
-        return ValidationResult(figures, -value if self.metric.higher_is_better else value, *pairs[0], rate)
+        badness = (float(lost), -value if self.metric.higher_is_better else value)
+        return ValidationResult(figures, badness, *pairs[0], rate)
 
     def _pieces(self, rate: int):
         """Pieces of recordings, in turn from each source, until there are enough seconds."""
