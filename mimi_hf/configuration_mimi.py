@@ -261,9 +261,8 @@ class MimiConfig(PreTrainedConfig):
         for name in sizes.split():
             value = getattr(self, name)
             yield _is_size(value), f"{name}={value!r} must be a positive integer."
-        for name in ("num_residual_layers", "num_hidden_layers"):
-            value = getattr(self, name)
-            yield value == 0 or _is_size(value), f"{name}={value!r} must be 0 or a positive integer."
+        value = self.num_residual_layers
+        yield value == 0 or _is_size(value), f"num_residual_layers={value!r} must be 0 or a positive integer."
         yield (
             isinstance(self.upsampling_ratios, list) and all(map(_is_size, self.upsampling_ratios)),
             f"upsampling_ratios={self.upsampling_ratios!r} must be a list of positive integers.",

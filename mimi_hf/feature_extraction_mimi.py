@@ -76,6 +76,13 @@ class MimiFeatureExtractor(SequenceFeatureExtractor):
         if overlap is not None and not 0 <= overlap <= 1:
             raise ValueError(f"overlap={overlap!r} must be from 0 to 1, a part of the chunk; None for no chunks.")
 
+    def to_dict(self):
+        """What is saved. It names no class: the model type in config.json, beside it, leads `AutoFeatureExtractor` here
+        and, where this package is not installed, to the class that transformers has for Mimi."""
+        content = super().to_dict()
+        content.pop("feature_extractor_type", None)
+        return content
+
     # Properties, as chunk_length_s and overlap may be changed at any time.
     @property
     def chunk_length(self) -> int | None:

@@ -96,7 +96,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
     main_input_name = "input_values"
     input_modalities = "audio"
     _no_split_modules: ClassVar = ["SEANetEncoder", "SEANetDecoder", "Transformer", "SplitResidualVectorQuantizer"]
-    _keep_in_fp32_modules_strict: ClassVar = ["codebook"]
+    # Models that embed Mimi inherit it: it must match none of their own names.
+    _keep_in_fp32_modules_strict: ClassVar = ["vector_quantizer.layers"]
     _supports_sdpa = True
 
     def __init__(self, config: MimiConfig):
@@ -362,10 +363,11 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         for start, stop in self._tiles(rows.frames, len(source)):
             latents = to_latents(rows.cut_frames(source, start, stop))
             audio, state = self.decode_tile(latents.to(self.dtype), state)
+            audio = audio.transpose(1, 2).to(self.dtype)  # autocast may give another one
             if whole is None:
-                pieces.append(audio.transpose(1, 2))
+                pieces.append(audio)
             else:
-                rows.write_audio(whole, audio.transpose(1, 2), start * rows.frame_size)
+                rows.write_audio(whole, audio, start * rows.frame_size)
         return rows.place_audio(torch.cat(pieces, dim=2)) if whole is None else whole
 
     def decode_tile(self, latents: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
@@ -409,7 +411,8 @@ class MimiModel(PreTrainedAudioTokenizerBase):
 
         Args:
             return_loss: compute the reconstruction loss, and in training mode its sum with the commitment. The default
-                is to do so in training mode alone. A stream has none.
+                is to do so in training mode alone. A stream has none. (transformers' Trainer has an `eval_loss` where
+                its batches hold `"return_loss": True`.)
 
         The other arguments are those of [`encode`] and [`decode`].
         """

@@ -42,6 +42,11 @@ class MimiInt8Quantizer(HfQuantizer):
     """Tells transformers how to load 8-bit weights and how to make them."""
 
     def _process_model_before_weight_loading(self, model, **kwargs):
+        if getattr(model.config, "model_type", None) != "mimi":
+            raise ValueError(
+                f"MimiInt8Config is for MimiModel alone, not for {type(model).__name__}. Load that without it, and put"
+                " a MimiModel that was loaded with it in the place of its codec."
+            )
         if self.pre_quantized:  # what is to be filled has the type and the names of what was saved
             for module, order in quantizable(model, self.quantization_config.min_size):
                 _set_weight(module, *quantize(module.weight, order))

@@ -82,7 +82,7 @@ class _Stream:
         """Begin again, all rows or some, as if nothing had been pushed. The other rows do not notice.
 
         Args:
-            rows: the rows to restart: None for all, an index, a list of indices, or Tensor, shape = (B,), bool.
+            rows: the rows to restart: None for all, an index, a list or set of indices, or Tensor, shape = (B,), bool.
 
         Raises:
             ValueError: for a row that the stream does not have.
@@ -94,7 +94,10 @@ class _Stream:
             self.state = reset_rows(self.state, mask)
 
     def _row_mask(self, rows) -> Tensor:
+        rows = sorted(rows) if isinstance(rows, set | frozenset) else rows
         rows = torch.as_tensor(rows, device=self.model.device)
+        if not rows.numel():
+            rows = rows.long()  # torch makes floats of an empty list
         if rows.dtype == torch.bool:
             if rows.shape != (self.batch_size,):
                 raise ValueError(
@@ -200,11 +203,12 @@ class EncoderStream(_Stream):
             ValueError: for a row that the stream does not have.
         """
         super().reset(rows)
-        if self.state is None:
+        mask = None if rows is None else self._row_mask(rows)
+        if mask is None or mask.all():
             self.pending = torch.zeros(self.batch_size, self.model.config.audio_channels, 0, device=self.model.device)
             self.ended = False
         else:
-            self.pending = reset_rows(self.pending, self._row_mask(rows))
+            self.pending = reset_rows(self.pending, mask)
 
     @torch.no_grad()
     def push(self, chunk: Tensor, active=None) -> Tensor:
@@ -304,6 +308,7 @@ class DecoderStream(_Stream):
         model, frame_size = self.model, self.model.config.frame_size
         active = self._active(active)
         if active is not None and isinstance(audio_codes, Tensor) and audio_codes.shape[:1] == active.shape:
+            audio_codes = audio_codes.long() if audio_codes.dtype == torch.uint16 else audio_codes  # has no such fill
             audio_codes = audio_codes.masked_fill(
                 ~active.to(audio_codes.device).view(-1, *[1] * (audio_codes.dim() - 1)), 0
             )

@@ -230,6 +230,17 @@ def test_models_that_embed_mimi_give_what_they_give_with_native(make, tmp_path):
         torch.testing.assert_close(call(back), expected)
 
 
+def test_csm_generates_in_half_precision(tmp_path):
+    # Its own `codebooks_head` must not stay in single precision for our codebooks' sake.
+    model_class, config, _ = composites()["csm"]()
+    model_class(config).save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    singles = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32}
+    assert singles and all(".codebook." in name for name in singles)
+    ids = torch.tensor([[1, 5, 7, 2]])
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[-1] == 8
+
+
 def test_native_loads_what_we_save_and_the_reverse(tmp_path):
     ours = make_model(upsampling_ratios=[8, 6, 5, 4])
     ours.save_pretrained(tmp_path / "ours")

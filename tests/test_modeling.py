@@ -80,6 +80,8 @@ def test_codes_of_any_integer_type(model, dtype):
     codes = torch.randint(0, 64, (1, 6, 3))
     assert torch.equal(model.decode(codes.to(dtype)).audio_values, model.decode(codes).audio_values)
     assert torch.equal(model.decoder_stream().push(codes.to(dtype)), model.decode(codes).audio_values)
+    some = model.decoder_stream(2).push(codes.to(dtype).expand(2, -1, -1), active=[1])
+    assert_same_audio(some[1:], model.decode(codes).audio_values)
 
 
 def test_no_codes_are_no_audio(model):
@@ -263,6 +265,29 @@ def test_gradient_is_the_derivative():
     audio.requires_grad_()
     (gradient,) = torch.autograd.grad(loss(audio), audio)
     torch.testing.assert_close((gradient * direction).sum(), numeric.detach(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_codebooks_are_made_in_single_precision(checkpoint, dtype):
+    from transformers import AutoConfig, AutoModel
+
+    made = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint), dtype=dtype)
+    for model in (made, MimiModel.from_pretrained(checkpoint, dtype=dtype)):
+        assert model.dtype == dtype
+        assert {buffer.dtype for name, buffer in model.named_buffers() if "codebook" in name} == {torch.float32}
+        assert torch.isfinite(model.train()(make_audio(4 * FRAME).to(dtype)).loss)
+
+
+def test_layers_with_weights_of_their_own_multiply_themselves(model):
+    from mimi_hf.layers.product import linear
+
+    class Packed(torch.nn.Linear):  # as bitsandbytes makes of a layer
+        def forward(self, x):
+            return x @ self.weight.to(x.dtype).t() / 10
+
+    layer = Packed(8, 4, bias=False)
+    layer.weight = torch.nn.Parameter(torch.ones(4, 8, dtype=torch.int8), requires_grad=False)
+    torch.testing.assert_close(linear(layer, torch.ones(1, 3, 8)), torch.full((1, 3, 4), 0.8))
 
 
 @pytest.mark.parametrize(("dtype", "least_snr"), [(torch.bfloat16, 20), (torch.float16, 35)])

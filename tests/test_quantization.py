@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import FRAME, make_audio, make_model
+from transformers.quantizers import AutoHfQuantizer
 
 from mimi_hf import MimiInt8Config, MimiModel, quantization
 from mimi_hf.conversion import export_checkpoint
@@ -154,6 +155,16 @@ def test_small_weights_stay_and_a_model_without_others_says_so(checkpoint, monke
     model = MimiModel.from_pretrained(checkpoint, quantization_config=MimiInt8Config(min_size=10**9))
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert "all stay floats" in told[0]
+
+
+def test_models_that_embed_mimi_refuse_it():
+    from transformers import BertConfig, BertModel
+
+    quantizer = AutoHfQuantizer.from_config(MimiInt8Config())
+    with pytest.raises(ValueError, match="MimiModel alone, not for BertModel"):
+        quantizer._process_model_before_weight_loading(
+            BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8))
+        )
 
 
 def test_original_format_refuses_8_bit_weights(quantized, tmp_path):

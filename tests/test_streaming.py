@@ -105,6 +105,33 @@ def test_a_row_restarted_between_frames_is_silent_up_to_there(model):
     assert torch.equal(codes[1:], model.encode(audio[1:]).audio_codes[..., 1:])
 
 
+@pytest.mark.parametrize("rows", [[1], {1}, [], torch.tensor([], dtype=torch.int64)])
+def test_a_row_restarted_before_the_first_frame_leaves_the_others_what_waits(model, rows):
+    audio = make_audio(4 * FRAME, batch=2)
+    stream = model.encoder_stream(batch_size=2)
+    stream.push(audio[..., :10])
+    stream.reset(rows)
+    codes = stream.push(audio[..., 10:])
+    if len(rows):
+        audio[1, :, :10] = 0
+    assert torch.equal(codes, model.encode(audio).audio_codes)
+
+
+def test_a_stream_enters_and_leaves_autocast(model):
+    audio = make_audio(12 * FRAME)
+    with torch.no_grad():
+        expected = model.decode(model.encode(audio).audio_codes).audio_values
+    for first in (True, False):
+        encoder, decoder = model.encoder_stream(), model.decoder_stream()
+        sound = []
+        for number, chunk in enumerate(audio.split(3 * FRAME, dim=2)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=(number % 2 == 0) == first):
+                encoder.push(chunk)
+                sound.append(decoder.push(model.encode(audio).audio_codes[..., 3 * number : 3 * number + 3]))
+        assert {piece.dtype for piece in sound} == {torch.float32}
+        assert (torch.cat(sound, dim=2) - expected).abs().max() < 0.2 * expected.abs().max()
+
+
 @pytest.mark.parametrize("fork", [copy.copy, copy.deepcopy, lambda stream: stream.copy()])
 def test_a_copy_goes_its_own_way(model, fork):
     audio = make_audio(9 * FRAME)

@@ -63,7 +63,7 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
-    if module.weight.dtype == torch.int8:
+    if getattr(module, "weight_scale", None) is not None:  # of `mimi_hf.quantization`
         flat = x.reshape(1, -1, x.shape[-1])
         y = sum_of_products([flat], module.weight[None], module.bias, module.weight_scale[None])
         return y.view(*x.shape[:-1], -1)

@@ -23,9 +23,9 @@ class Codebook(nn.Module):
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
-        self.register_buffer("initialized", torch.ones(1))
-        self.register_buffer("cluster_usage", torch.ones(codebook_size))
-        self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim))
+        self.register_buffer("initialized", torch.ones(1, dtype=torch.float32))
+        self.register_buffer("cluster_usage", torch.ones(codebook_size, dtype=torch.float32))
+        self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim, dtype=torch.float32))
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor):

@@ -207,7 +207,7 @@ class Transformer(nn.Module):
         config = self.config
         past = config.sliding_window - 1
         slots = ring_slots(config.sliding_window, x.shape[1])
-        if state is not None and state.slots == slots:
+        if state is not None and state.slots == slots and state.keys[0].dtype == x.dtype:
             return state
         shape = (x.shape[0], config.num_key_value_heads, slots, config.head_dim)
         keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
@@ -218,7 +218,8 @@ class Transformer(nn.Module):
 
         def move(old, new):
             old, new = old.transpose(1, 2), new.transpose(1, 2)
-            return new.index_put((row, kept % slots), old[row, kept % state.slots]).transpose(1, 2)
+            steps = old[row, kept % state.slots].to(new.dtype)  # a stream may enter and leave autocast
+            return new.index_put((row, kept % slots), steps).transpose(1, 2)
 
         return TransformerState(
             state.position, tuple(map(move, state.keys, keys)), tuple(map(move, state.values, values))
