@@ -256,7 +256,7 @@ class MimiConfig(PreTrainedConfig):
             "sampling_rate hidden_size num_filters kernel_size last_kernel_size residual_kernel_size"
             " dilation_growth_rate compress codebook_size codebook_dim num_quantizers num_semantic_quantizers"
             " vector_quantization_hidden_dimension upsample_groups intermediate_size num_attention_heads"
-            " num_key_value_heads head_dim sliding_window"
+            " num_key_value_heads head_dim sliding_window num_hidden_layers"
         )
         for name in sizes.split():
             value = getattr(self, name)

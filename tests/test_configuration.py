@@ -96,6 +96,7 @@ def test_equality_looks_at_every_field():
         ("hidden_size", "a", "positive integer"),
         ("num_attention_heads", "x", "positive integer"),
         ("num_hidden_layers", 0, "a positive integer"),
+        ("num_residual_layers", True, "0 or a positive integer"),
         ("audio_channels", True, "mono"),
         ("rope_theta", 0, "positive number"),
         ("attention_dropout", 2.0, "below 1"),
