@@ -178,15 +178,22 @@ def _decode(file, name):
     import soundfile
 
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(for_soundfile(file)) as sound:
             if sound.frames == _UNKNOWN_LENGTH:
                 raise ValueError(f"{name} does not say how long it is, as it was streamed. Encode it again to a file.")
             samples = sound.read(dtype="float32", always_2d=True)  # (N, C)
             expected, rate = expected_samples(sound), sound.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format, by its extension
         raise unreadable(name, error) from error
+    except MemoryError as error:
+        raise unreadable(name, f"its header says that it has {sound.frames} samples: {error}") from error
     check_complete(name, len(samples), expected)
     return np.ascontiguousarray(samples.T), rate
+
+
+def for_soundfile(file):
+    """A path as soundfile takes it, whatever bytes its name is made of; a file object as it is."""
+    return os.fsencode(file) if isinstance(file, str | os.PathLike) else file
 
 
 def expected_samples(sound):
@@ -241,7 +248,7 @@ def _encode(path, kind, samples, rate):
     import soundfile
 
     try:
-        with soundfile.SoundFile(path, "w", rate, samples.shape[1], format=kind) as sound:
+        with soundfile.SoundFile(for_soundfile(path), "w", rate, samples.shape[1], format=kind) as sound:
             for start in range(0, len(samples), _WRITE_BLOCK):
                 block = samples[start : start + _WRITE_BLOCK]
                 sound.write(np.ascontiguousarray(block.clip(-1, 1), dtype=np.float32))

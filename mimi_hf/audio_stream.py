@@ -22,6 +22,7 @@ from .audio_io import (
     check_complete,
     check_rate,
     expected_samples,
+    for_soundfile,
     mix_channels,
     unreadable,
 )
@@ -188,7 +189,7 @@ def write_blocks(path, sampling_rate, channels, num_samples=None):
     try:
         with (
             written_beside(path) as aside,
-            soundfile.SoundFile(aside, "w", int(rate), channels, format=kind) as sound,
+            soundfile.SoundFile(for_soundfile(aside), "w", int(rate), channels, format=kind) as sound,
         ):
             yield write
     except soundfile.SoundFileError as error:
@@ -233,7 +234,7 @@ class _SoundReader:
 
         self.name = name
         with self._explained():
-            self.sound = stack.enter_context(Forward(file))
+            self.sound = stack.enter_context(Forward(for_soundfile(file)))
         self.rate, self.channels = self.sound.samplerate, self.sound.channels
         self.exact = self.sound.format != "MP3"
         self.frames = None if self.sound.frames == _UNKNOWN_LENGTH else self.sound.frames
@@ -250,6 +251,8 @@ class _SoundReader:
 
     def read(self, samples):
         """Up to `samples` samples, (n, C) float32; none at the end."""
+        if self.exact and self.frames is not None:  # soundfile allocates what it is asked for
+            samples = min(samples, self.frames - self.position)
         with self._explained():
             block = self.sound.read(samples, dtype="float32", always_2d=True)
         self.position += len(block)

@@ -59,7 +59,7 @@ from .audio_io import to_numpy
 from .bitstream_header import UNKNOWN, BitstreamError, CutError, Header, check_integer, header_bytes, read_header
 from .bitstream_payload import PayloadCoder, packed_length
 from .entropy import starts_anew
-from .files import written_beside
+from .files import write_all, written_beside
 
 __all__ = ["BitstreamError", "BitstreamReader", "BitstreamWriter", "Facts", "Header", "read_mimi", "write_mimi"]
 
@@ -203,13 +203,8 @@ class BitstreamWriter:
         self._written += len(codes)
 
     def _write(self, data):
-        view = memoryview(data)
         try:
-            while view:
-                written = self._file.write(view)
-                view = view[len(view) if written is None else written :]
-            if hasattr(self._file, "flush"):
-                self._file.flush()
+            write_all(self._file, data)
         except BaseException:
             self._closed = True  # a part may be there, so nothing can follow
             raise

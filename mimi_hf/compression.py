@@ -16,7 +16,7 @@ import torch
 
 from .audio_stream import AudioBlocks, write_blocks
 from .bitstream import BitstreamError, BitstreamReader, BitstreamWriter, Header
-from .files import written_beside
+from .files import printable, written_beside
 from .pcm import PCM, PCMWriter
 
 _PUSH_SECONDS = 20.0  # of a file at once
@@ -231,7 +231,7 @@ def decode_file(
 def _make_header(model, blocks, stream, options, source, digest) -> Header:
     known = {"source_sampling_rate": blocks.source_rate, "source_channels": blocks.source_channels}
     if isinstance(source, (str, os.PathLike)):
-        known["source"] = Path(os.fsdecode(source)).name
+        known["source"] = printable(Path(os.fsdecode(source)).name)
     if model.name_or_path and not os.path.exists(model.name_or_path):  # an id of the Hub; a path is nobody's business
         known["model"] = model.name_or_path
     config = model.config

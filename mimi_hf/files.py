@@ -1,17 +1,29 @@
 """Files and folders that appear whole or not at all."""
 
+import io
 import os
 import shutil
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+_LONGEST_NAME = 255  # bytes, on most file systems
+
 
 @contextmanager
 def written_beside(output: Path):
-    """A path beside `output`, which takes its place at the end, in one step; after an error it is removed."""
+    """A path beside `output`, which takes its place at the end, in one step; after an error it is removed.
+
+    Raises:
+        FileExistsError: `output` is a device or a pipe, which must not be replaced.
+    """
     output = output.resolve()
-    temporary, replaced = (output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.{end}") for end in ("new", "old"))
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise FileExistsError(f"{output} is a device or a pipe. Name a file, or - for standard output.")
+    name = output.name
+    while len(os.fsencode(name)) > _LONGEST_NAME - len("..12345678.new"):
+        name = name[:-1]
+    temporary, replaced = (output.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{end}") for end in ("new", "old"))
     try:
         yield temporary
         if not output.is_dir():
@@ -30,6 +42,27 @@ def written_beside(output: Path):
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def write_all(file, data):
+    """Write bytes to a binary file object, which may take a part of them at a time, and flush it.
+
+    Raises:
+        BlockingIOError: a raw file that does not block takes nothing now.
+    """
+    view = memoryview(data)
+    while view:
+        written = file.write(view)
+        if written is None and isinstance(file, io.RawIOBase):
+            raise BlockingIOError("The output takes nothing now, as it does not block. Make it block, or buffer it.")
+        view = view[len(view) if written is None else written :]  # other objects may tell nothing
+    if hasattr(file, "flush"):
+        file.flush()
+
+
+def printable(name: str) -> str:
+    """`name` as text that UTF-8 can hold; a file name may be any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_replaceable(folder: Path, names: set[str], force: bool = False):

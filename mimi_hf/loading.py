@@ -121,7 +121,8 @@ class ModelChoice:
             if os.path.isdir(self.place):
                 raise OSError(f"The model {self.name} cannot be loaded: {error}") from error
             raise OSError(_MISSING.format(name=self.name)) from error
-        except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        # AssertionError: torch was built without CUDA.
+        except (ValueError, TypeError, RuntimeError, AssertionError, SafetensorError) as error:
             raise ValueError(f"The model {self.name} cannot be loaded: {error}") from error
 
 

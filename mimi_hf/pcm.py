@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .audio_io import _WRITE_BLOCK, check_complete, check_rate, unreadable
+from .files import write_all
 
 # Bytes per sample of what raw audio may be made of, in the names of ffmpeg, and what arecord calls the same.
 SAMPLE_FORMATS = {"u8": 1, "s16le": 2, "s24le": 3, "s32le": 4, "f32le": 4, "f64le": 8}
@@ -103,10 +104,7 @@ class PCMWriter:
         self._send(_to_bytes(clipped(block), self.pcm.sample_format))
 
     def _send(self, data):
-        view = memoryview(data)
-        while view:  # a raw file may take a part only
-            view = view[self.file.write(view) :]
-        self.file.flush()
+        write_all(self.file, data)
 
 
 def clipped(block):

@@ -102,6 +102,16 @@ class TestReading:
         with pytest.raises(ValueError, match=f"damaged.{suffix}' .*damaged"):
             read_audio(path)
 
+    def test_a_header_that_claims_too_much(self, tmp_path):
+        path = tmp_path / "a.flac"
+        soundfile.write(path, np.zeros(24_000), 24_000)
+        content = bytearray(path.read_bytes())
+        content[21] |= 0x0F  # the samples of STREAMINFO: 36 bits
+        content[22:26] = b"\xff" * 4
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.flac"):
+            read_audio(path)
+
     def test_streamed_flac_without_length(self, tmp_path):
         path = tmp_path / "streamed.flac"
         soundfile.write(path, sine().T, RATE)

@@ -79,6 +79,13 @@ def test_blocks_together_are_the_whole(tmp_path, form, rate, seconds):
         np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-6)
 
 
+def test_a_rate_that_cannot_be_takes_no_memory():
+    data = bytearray(encoded(make_sound(24_000), format="WAV"))
+    data[24:28] = struct.pack("<I", 2**31 - 1)
+    with AudioBlocks(bytes(data), seconds=20) as blocks:
+        assert sum(piece.shape[1] for piece in blocks) == 24_000
+
+
 @pytest.mark.parametrize("rates", [(8000, 24_000), (44_100, 24_000), (48_000, 44_100), (12_345, 24_000)])
 def test_resampled_length_is_foretold(rates):
     for samples in (1, 17, 1000, 12_347):

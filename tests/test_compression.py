@@ -464,6 +464,9 @@ def test_a_folder_that_is_stopped_leaves_whole_files(folder, tmp_path, number):
         (["encode", "{wav}", "{dir}/x.mimi", "-m", "{model}", "--metadata", "x"], 2, "KEY=VALUE"),
         (["encode", "{wav}", "{dir}/x.mimi", "-m", "{dir}/nowhere"], 1, "hf download|cannot be loaded"),
         (["encode", "{dir}", "{wav}", "-m", "{model}"], 1, "is a file, but"),
+        (["encode", "{wav}", "{dir}/new/", "-m", "{model}"], 1, "no folder .*new/"),
+        (["encode", "x" * 300, "{dir}/x.mimi", "-m", "{model}"], 1, "too long"),
+        (["encode", "{wav}", "{dir}/" + "x" * 300, "-m", "{model}"], 1, "too long"),
         (["encode", "{dir}", "{dir}/y", "-m", "{model}", "--raw"], 2, "IN is a folder"),
         (["decode", "{dir}", "{dir}/y", "-m", "{model}", "--format", "mp3"], 2, "must be wav, flac or ogg"),
         (["decode", "{wav}", "{dir}/x.wav", "-m", "{model}"], 1, "no .mimi file"),
@@ -500,6 +503,42 @@ def test_one_file_through_the_commands(recording, folder, tmp_path):
     assert (result.exit_code, result.output) == (0, "")
     result = run("encode", recording, path, "-m", folder, "--force", "--json")
     assert json.loads(result.stdout)["files"][0]["output"] == str(path)
+
+
+def test_names_of_any_bytes(recording, folder, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    name = os.fsdecode(b"caf\xe9.wav")
+    try:
+        (source / name).write_bytes(recording.read_bytes())
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    assert run("encode", source / name, source / "one.mimi", "-m", folder, "-q").exit_code == 0
+    assert BitstreamReader(io.BytesIO((source / "one.mimi").read_bytes())).header.metadata["source"] == "caf\\xe9.wav"
+    (source / "one.mimi").unlink()
+    assert run("encode", source, output, "-m", folder).exit_code == 0
+    assert run("decode", output, tmp_path / "back", "-m", folder).exit_code == 0
+    assert [path.name for path in (tmp_path / "back").iterdir()] == [name]
+    assert run("roundtrip", source / name, tmp_path / name, "-m", folder, "-q").exit_code == 0
+
+
+def test_links_are_followed_and_circles_left(tmp_path):
+    source = tmp_path / "in"
+    (tmp_path / "elsewhere").mkdir()
+    source.mkdir()
+    (tmp_path / "elsewhere" / "a.wav").touch()
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "circle").symlink_to(source)
+    assert mirror(source, tmp_path / "out", {".wav"}, ".mimi") == [
+        (source / "linked" / "a.wav", tmp_path / "out" / "linked" / "a.wav.mimi")
+    ]
+
+
+def test_metadata_is_shown_as_it_is(folder, recording, tmp_path):
+    path = tmp_path / "a.mimi"
+    assert run("encode", recording, path, "-m", folder, "-q", "--metadata", "[/a]=[red]").exit_code == 0
+    result = run("info", path)
+    assert result.exit_code == 0 and "[/a]" in result.output and "[red]" in result.output
 
 
 def names_in(folder, names, extensions, extension):

@@ -126,6 +126,11 @@ def test_there_and_back_again_in_any_place(place, request, checkpoint, tmp_path)
         assert all(".unfinished/" in name for name in Remote.puts if "/in/" not in name)
 
 
+def test_a_path_may_hold_what_means_a_chain_elsewhere(tmp_path):
+    output = Output(str(tmp_path / "a::b"))
+    assert output.path("x") == str(tmp_path / "a::b" / "x") and output.is_local
+
+
 def test_places_that_are_not_there_are_explained(checkpoint, tmp_path):
     clips = write_clips(tmp_path / "clips", 1)
     with pytest.raises(ValueError, match="Protocol not known: nowhere"):

@@ -142,8 +142,9 @@ def test_formatted_data_sets(tokenizer, model, kind):
     dataset = datasets.Dataset.from_dict({"audio": [{"array": a, "sampling_rate": RATE} for a in audio]})
     expected = [encode_alone(model, a) for a in audio]
     if kind == "arrow":
-        with pytest.raises((ValueError, TypeError)):
-            dataset.with_format("arrow").map(tokenizer, batched=True)
+        for batched in (True, False):
+            with pytest.raises(TypeError, match="come as Table, but a mapping"):
+                dataset.with_format("arrow").map(tokenizer, batched=batched)
         return
     for arguments in ({"batched": True}, {}):
         mapped = dataset.with_format(kind).map(tokenizer, **arguments).with_format(None)
@@ -263,6 +264,8 @@ def test_other_mistakes(tokenizer, checkpoint, model):
     ):
         with pytest.raises(ValueError, match=message):
             detokenizer({"audio_codes": codes})
+    with pytest.raises(TypeError, match="sampling_rate='16000'"):
+        AudioTokenizer(checkpoint, sampling_rate="16000")
     with pytest.raises(ValueError, match="audio_format='mp3'"):
         AudioDetokenizer(checkpoint, audio_format="mp3")
 

@@ -52,16 +52,15 @@ def name_output(name: str, extension: str) -> str:
 
 
 def mirror(source: Path, output: Path, extensions: Iterable[str], extension: str) -> list[Pair]:
-    """The files of a folder, sorted, and where each goes. Hidden ones are left out.
+    """The files of a folder, sorted, and where each goes. Links are followed; what is hidden is left out, and a folder
+    that may not be read, with a warning.
 
     Raises:
         ValueError: two go to one place, as a.mimi and a.wav.mimi do.
     """
-    found = []
-    for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in extensions]
+    from ..corpus.sources.files import walk
+
+    found = [path for path in (source / name for name in walk(source)) if path.suffix.lower() in extensions]
     sources = {}
     for path in sorted(found):
         target = (output / path.relative_to(source)).with_name(name_output(path.name, extension))

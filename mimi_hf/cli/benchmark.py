@@ -19,6 +19,7 @@ from .common import (
     check_writable,
     fail,
     load_model,
+    loading_message,
 )
 
 
@@ -76,7 +77,7 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True, quiet=quiet)
-    with console.status(f"Loading {model} …"):
+    with console.status(loading_message(model)):
         begin = time.perf_counter()
         codec = load_model(model, device, dtype)
         loading = time.perf_counter() - begin

@@ -1,5 +1,6 @@
 """What the commands share: options, checks, loading a model, one way to fail."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -33,12 +34,22 @@ def check_dtype(dtype: str):
 
 def check_writable(path: Path, force: bool):
     """Refuse a file that cannot be written, or must not be."""
-    if path.exists() and not force:
-        raise fail(f"{path} exists. Name another file, or add --force to replace it.")
-    if path.is_dir():
-        raise fail(f"{path} is a folder. Name a file to write.")
-    if not path.parent.is_dir():
-        raise fail(f"There is no folder {path.parent} to write to. Create it first.")
+    with looking_at(path):
+        if path.exists() and not force:
+            raise fail(f"{path} exists. Name another file, or add --force to replace it.")
+        if path.is_dir():
+            raise fail(f"{path} is a folder. Name a file to write.")
+        if not path.parent.is_dir():
+            raise fail(f"There is no folder {path.parent} to write to. Create it first.")
+
+
+@contextmanager
+def looking_at(path: Path):
+    """Fail with the reason where a path cannot even be looked at: its name is too long, or its folder closed."""
+    try:
+        yield
+    except OSError as error:
+        raise fail(f"{path}: {error.strerror}.") from None
 
 
 def load_model(name: str, device: str | None, dtype: str):
@@ -49,6 +60,13 @@ def load_model(name: str, device: str | None, dtype: str):
         return ModelChoice(name, dtype).load(device)
     except (OSError, ValueError) as error:
         raise fail(str(error)) from None
+
+
+def loading_message(model: str) -> str:
+    """What a spinner says while a model is loaded."""
+    from rich.markup import escape
+
+    return escape(f"Loading {model} …")
 
 
 def fail(message: str) -> typer.Exit:

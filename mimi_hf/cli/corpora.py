@@ -83,10 +83,11 @@ class Work:
 def explained(quiet: bool, message: str):
     """A spinner; what goes wrong becomes one message and status 1."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True, quiet=quiet)
     try:
-        with console.status(message):
+        with console.status(escape(message)):
             yield
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from .batch import describe
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype, fail
+from .common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuietOption,
+    check_dtype,
+    fail,
+    loading_message,
+)
 from .corpora import EXPLAINED as EXPECTED
 from .pipes import ending_cleanly
 
@@ -172,7 +181,7 @@ class _Work:
 
     def measure(self):
         """The recordings that failed, the number of all, and what else failed."""
-        with self.console.status(f"Loading {self.model} …"):
+        with self.console.status(loading_message(self.model)):
             from ..evaluation.evaluate import evaluate as run
             from ..evaluation.tables import quality_tables
 
@@ -192,7 +201,7 @@ class _Work:
 
     def compare(self, others: list[str]):
         """The recordings that failed, the number of all, and what else failed."""
-        with self.console.status(f"Loading {self.model} …"):
+        with self.console.status(loading_message(self.model)):
             from ..evaluation.agreement import compare
             from ..evaluation.engines import open_engine
             from ..evaluation.tables import agreement_tables
@@ -203,7 +212,7 @@ class _Work:
         reports, lost = [], []
         for other in others:
             try:
-                with self.console.status(f"Loading {other} …"):
+                with self.console.status(loading_message(other)):
                     second = open_engine(other, choice, self.device)
                 with self._progress(f"Comparing with {other}") as update:
                     most = None if self.levels is None else max(self.levels)
@@ -234,11 +243,12 @@ class _Work:
     @contextmanager
     def _progress(self, title: str):
         """The function that moves a bar over recordings."""
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as progress:
-            task = progress.add_task(title, total=None)
+            task = progress.add_task(escape(title), total=None)
             yield lambda done, count: progress.update(task, completed=done, total=count)
 
     def _tell(self, content: dict, tables: list):

@@ -46,7 +46,7 @@ def info(
     grid.add_column(overflow="fold")
     for key, value in {**table, **{f"  {key}": value for key, value in table.pop("metadata").items()}}.items():
         if value is not None and key != "metadata":
-            grid.add_row(key.replace("_", " "), escape(_text(value)))
+            grid.add_row(escape(key.replace("_", " ")), escape(_text(value)))
     Console().print(grid)
 
 

@@ -19,6 +19,7 @@ from .common import (
     check_writable,
     fail,
     load_model,
+    loading_message,
 )
 from .pipes import ending_cleanly
 
@@ -68,7 +69,7 @@ def _run(source, output, model, num_quantizers, device, dtype, quiet):
     from ..roundtrip import roundtrip as run
 
     console = Console(stderr=True, quiet=quiet)
-    with console.status(f"Loading {model} …"):
+    with console.status(loading_message(model)):
         codec = load_model(model, device, dtype)
     try:
         with Progress(console=console, transient=True, disable=quiet) as progress:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuantizersOption, QuietOption, check_dtype
+from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype
 from .corpora import (
     ActorsOption,
     EngineOption,
@@ -48,7 +48,9 @@ def tokenize(
         typer.Argument(metavar="OUT", help="The folder to make: a path, s3://…, hf://datasets/…", show_default=False),
     ],
     model: ModelOption = DEFAULT_MODEL,
-    num_quantizers: QuantizersOption = 8,
+    num_quantizers: Annotated[
+        int, typer.Option("--num-quantizers", "-k", help="Codebooks to use. 8 make 1.1 kbps.", min=1)
+    ] = 8,
     dtype: DtypeOption = "float32",
     device: DeviceOption = None,
     kind: Annotated[

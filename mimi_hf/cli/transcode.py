@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .batch import FileTask, describe, mirror, name_output, run
-from .common import check_writable, fail, load_model
+from .common import check_writable, fail, load_model, loading_message, looking_at
 from .pipes import LiveSource, ending_cleanly, standard_input, standard_output
 
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
@@ -51,27 +51,35 @@ class Transcoding:
 
     def run(self, source: str, output: str, jobs: int | None):
         """Do it, print what there is to tell, and exit with the status."""
+        with looking_at(Path(source)):
+            is_folder = source != "-" and Path(source).is_dir()
+        with looking_at(Path(output)):
+            is_absent = output.endswith("/") and not Path(output).is_dir()
         if "-" in (source, output):
             self._pipe(source, output)
-        elif Path(source).is_dir():
+        elif is_folder:
             with ending_cleanly():
                 self._folder(Path(source), Path(output), jobs)
+        elif is_absent:
+            raise fail(f"There is no folder {output} to write to. Create it first.")
         else:
             with ending_cleanly():
                 self._file(Path(source), Path(output))
 
     def _file(self, source: Path, output: Path):
-        if output.is_dir():
-            output = output / name_output(source.name, self.extension)
+        with looking_at(output):
+            if output.is_dir():
+                output = output / name_output(source.name, self.extension)
         check_writable(output, self.force)
         if not source.exists():
             raise fail(f"{source} does not exist. Name a file or a folder.")
 
+        from rich.markup import escape
         from rich.progress import Progress
 
         codec = self._load()
         with Progress(console=self._console(), transient=True, disable=self.quiet) as progress:
-            task = progress.add_task(source.name, total=1.0)
+            task = progress.add_task(escape(source.name), total=1.0)
             report = self._one(codec, source, output, lambda part: progress.update(task, completed=part))
         self._tell([report], [], 0)
 
@@ -134,7 +142,7 @@ class Transcoding:
         return Console(stderr=True, quiet=self.quiet)
 
     def _load(self):
-        with self._console().status(f"Loading {self.model} …"):
+        with self._console().status(loading_message(self.model)):
             return load_model(self.model, self.device, self.dtype)
 
     def _tell(self, reports, failed, skipped: int, seconds: float | None = None, err: bool = False):

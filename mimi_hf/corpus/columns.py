@@ -19,6 +19,7 @@ def read_column(examples: Mapping, name: str, argument: str, depth: int = 1) -> 
 
     Raises:
         ValueError: there is no such column.
+        TypeError: the examples come in another form, such as that of a data set formatted for pandas.
 
     Example:
 
@@ -27,6 +28,11 @@ def read_column(examples: Mapping, name: str, argument: str, depth: int = 1) -> 
         >>> read_column({"audio": [0.1, 0.2]}, "audio", "audio_column")
         ([[0.1, 0.2]], False)
     """
+    if not isinstance(examples, Mapping):
+        raise TypeError(
+            f"The examples come as {type(examples).__name__}, but a mapping of columns is needed. Map the data set"
+            " with_format(None), and without input_columns."
+        )
     if name not in examples:
         raise ValueError(f"There is no column {name!r}, but {', '.join(map(repr, examples))}. Give {argument}.")
     if name in getattr(examples, "keys_to_format", ()):

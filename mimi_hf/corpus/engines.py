@@ -44,10 +44,13 @@ def default_processes() -> int:
 
 
 def _memory() -> int:
-    """Bytes that this machine has."""
+    """Bytes that this machine has, or this container may take."""
+    memory = 16 * 2**30
     with contextlib.suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 16 * 2**30
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ValueError, OSError), open("/sys/fs/cgroup/memory.max") as limit:
+        memory = min(memory, int(limit.read()))
+    return memory
 
 
 def my_part(

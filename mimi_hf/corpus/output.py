@@ -34,8 +34,12 @@ class Output:
 
     def _connect(self):
         import fsspec
+        from fsspec.implementations.local import LocalFileSystem
 
-        self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        if "://" in self.location:
+            self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        else:  # not to fsspec, to which "::" in a path has a meaning
+            self._fs, self._root = LocalFileSystem(), self.location
         protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         self.is_local = "file" in protocols
         self._shows_whole_files = bool(_SHOW_WHOLE_FILES.intersection(protocols))

@@ -13,7 +13,7 @@ import torch
 import wrapt
 from transformers.utils import logging
 
-from ..audio_io import to_numpy
+from ..audio_io import check_rate, to_numpy
 from ..feature_extraction_mimi import MimiFeatureExtractor
 from .batches import code_dtype, decode_all, default_batch_seconds, encode_all
 from .columns import fetch, read_column
@@ -118,7 +118,7 @@ class AudioTokenizer(_Callable):
             raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'.")
         self.num_quantizers = self._check_num_quantizers(num_quantizers)
         self.audio_column, self.codes_column = audio_column, codes_column
-        self.sampling_rate = sampling_rate
+        self.sampling_rate = None if sampling_rate is None else check_rate(sampling_rate)
         self.on_error = on_error
 
     def _check_num_quantizers(self, wanted) -> int:

@@ -61,7 +61,9 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:03}.wav"
         if not path.exists():
-            soundfile.write(path, voice.say(sentence(random.Random(number))), RATE)
+            aside = path.with_suffix(".part")
+            soundfile.write(aside, voice.say(sentence(random.Random(number))), RATE, format="WAV")
+            aside.rename(path)
             print(path, flush=True)
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
+from ...files import printable
 from .files import is_url, join, read_binary
 
 # What is opened as an audio file, whatever its case.
@@ -130,11 +131,6 @@ def check_shard_size(shard_size: int) -> int:
     if not isinstance(shard_size, numbers.Integral) or isinstance(shard_size, bool) or shard_size < 1:
         raise ValueError(f"shard_size={shard_size!r} must be a whole number of examples, at least 1; try 1000.")
     return int(shard_size)
-
-
-def printable(name: str) -> str:
-    """`name` as text that UTF-8 can hold; a file name may be any bytes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def as_audio(value, root: str) -> str | bytes | dict:

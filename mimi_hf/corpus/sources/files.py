@@ -96,7 +96,7 @@ class Files:
         elif is_url(self.root):
             names = {path[len(prefix) :] for path in file_system.find(root) if not path.endswith("/")}
         else:
-            names = set(_walk(root))
+            names = set(walk(root))
         if self.left_out and self.left_out != prefix and self.left_out.startswith(prefix):
             names = {name for name in names if not name.startswith(self.left_out[len(prefix) :])}
         visible = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
@@ -175,7 +175,7 @@ def _no_chain(url: str) -> str:
     return url
 
 
-def _walk(root: str) -> Iterator[str]:
+def walk(root: str | os.PathLike) -> Iterator[str]:
     """Names of all files under a local folder. Where a link leads back to a folder that it lies in, it is left; so is a
     folder that may not be read, such as `lost+found`, with a warning."""
     stack: list[tuple[str, tuple]] = [("", ())]

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from .base import AUDIO_EXTENSIONS, Example, Source, check_shard_size, printable
+from ...files import printable
+from .base import AUDIO_EXTENSIONS, Example, Source, check_shard_size
 from .files import Files
 
 

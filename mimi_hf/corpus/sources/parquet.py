@@ -8,7 +8,8 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage, printable
+from ...files import printable
+from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage
 from .columns import Columns, unify
 from .files import Files, is_url, open_binary
 
