@@ -1,7 +1,7 @@
 """What .mimi files take, packed and entropy-coded, and how fast they are written and read.
 
     python benchmarks/bitstream.py                                   # seeded weights, a synthetic voice
-    python benchmarks/bitstream.py --model kyutai/mimi speech.wav more.flac
+    python benchmarks/bitstream.py --model kyutai/mimi speech.wav more.flac    # into results/bitstream_mimi.json
 
 Sizes are per code of 11 bits. "ideal" is the empirical entropy of each codebook by itself over all recordings, as if
 its frequencies were known for nothing: an optimistic bound for short recordings, where few codes come twice. Each
@@ -22,6 +22,7 @@ import typer
 
 from mimi_hf.bitstream import BitstreamReader, BitstreamWriter, Header
 from mimi_hf.entropy import EntropyCoder
+from mimi_hf.loading import ModelChoice
 
 
 def measure(recordings: list[np.ndarray], header: Header) -> dict:
@@ -130,7 +131,7 @@ def load(model: str | None, smoke: bool):
     from mimi_hf import MimiConfig, MimiModel
 
     if model:
-        return MimiModel.from_pretrained(model), Path(model).name if Path(model).exists() else model
+        return ModelChoice(model).load("cpu"), Path(model).name if Path(model).exists() else model
     if smoke:
         torch.manual_seed(0)
         sizes = {"num_filters": 4, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -143,7 +144,9 @@ def load(model: str | None, smoke: bool):
 
 def main(
     audio: Annotated[list[Path] | None, typer.Argument(help="Recordings; a synthetic voice by default.")] = None,
-    model: Annotated[str | None, typer.Option(help="A folder or the id of a model; seeded weights by default.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, the id of a model or mimi-tiny; seeded weights by default.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What the results call the model.")] = None,
     num_quantizers: Annotated[int, typer.Option("--num-quantizers", "-k", help="Codebooks.")] = 8,
     seconds: Annotated[float, typer.Option(help="Of each recording, at most.")] = 3600,
@@ -169,7 +172,8 @@ def main(
     print(json.dumps(result, indent=2))
     if not smoke:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "bitstream.json").write_text(json.dumps(result, indent=2) + "\n")
+        file = "bitstream.json" if model is None else f"bitstream_{Path(name or known_as).name.replace('-', '_')}.json"
+        (output / file).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
