@@ -31,6 +31,8 @@ from .pcm import PCMReader, beyond, clipped, exactly, read_wav_header, skip_by_r
 
 # More bytes of samples than this do not fit into a WAV file, but into its 64-bit form.
 _WAV_LIMIT = 2**32 - 4096
+# No recording lasts this many seconds: a start or a duration that long is a mistake.
+TOO_LONG = 1e12
 
 
 class AudioBlocks:
@@ -70,7 +72,7 @@ class AudioBlocks:
         if not seconds > 0:
             raise ValueError(f"seconds={seconds!r} must be positive: the length of a block.")
         for name, value in (("start", start), ("duration", duration)):
-            if value is not None and not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < TOO_LONG:
                 raise ValueError(f"{name}={value!r} must be a number of seconds from 0 on, or None.")
         with contextlib.ExitStack() as stack:
             self._reader = _open_reader(source, pcm, stack)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio_stream import AudioBlocks, write_blocks
+from .audio_stream import TOO_LONG, AudioBlocks, write_blocks
 from .bitstream import BitstreamError, BitstreamReader, BitstreamWriter, Header
 from .files import printable, written_beside
 from .pcm import PCM, PCMWriter
@@ -65,7 +65,7 @@ class DecodeOptions:
     def __post_init__(self):
         PCM(sample_format=self.sample_format)  # refuses unknown ones
         for name, value, lowest in (("start", self.start, 0), ("duration", self.duration, 1e-9)):
-            if value is not None and not lowest <= value < float("inf"):
+            if value is not None and not lowest <= value < TOO_LONG:
                 raise ValueError(f"{name}={value!r} must be seconds, {'0 or more' if lowest == 0 else 'more than 0'}.")
 
 

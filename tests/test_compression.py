@@ -146,6 +146,12 @@ def test_a_part_is_that_part_of_the_whole(codec, tmp_path, seekable, live, start
     np.testing.assert_allclose(audio, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 1e306])
+def test_a_start_that_no_file_has_is_refused(value):
+    with pytest.raises(ValueError, match="start=.* must be seconds"):
+        DecodeOptions(start=value)
+
+
 def soundfile_bytes(sound, rate=24_000):
     file = io.BytesIO()
     soundfile.write(file, sound.T, rate, format="WAV", subtype="FLOAT")
