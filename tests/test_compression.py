@@ -148,7 +148,7 @@ def test_a_part_is_that_part_of_the_whole(codec, tmp_path, seekable, live, start
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 1e306])
 def test_a_start_that_no_file_has_is_refused(value):
-    with pytest.raises(ValueError, match="start=.* must be seconds"):
+    with pytest.raises(ValueError, match=r"start=.* must be seconds"):
         DecodeOptions(start=value)
 
 
