@@ -58,8 +58,17 @@ def test_layers_begin_with_the_variance_of_their_input():
     assert all(0.3 < level / 0.1 < 3 for level in levels)
 
 
-def test_phase_is_seen(discriminator):
-    audio = make_audio(960)
+@pytest.mark.parametrize("compression", [1, 0.5, 0.3])
+def test_compression_is_an_exponent_of_the_level(compression):
+    discriminator = make_discriminator(compression=compression)
+    audio = 100 * make_audio(960)  # far above the floor
+    louder = discriminator(16 * audio).features[0][0]
+    torch.testing.assert_close(louder, 16**compression * discriminator(audio).features[0][0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("compression", [1, 0.3])
+def test_phase_is_seen(compression):
+    discriminator, audio = make_discriminator(compression=compression), make_audio(960)
     assert (discriminator(audio).logits[0] - discriminator(-audio).logits[0]).abs().max() > 1e-3
 
 
@@ -71,7 +80,7 @@ def test_it_is_saved_and_loaded_whole(discriminator, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
     loaded, report = MimiDiscriminator.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    for name in (*TINY, "sampling_rate", "audio_channels", "stride", "negative_slope"):
+    for name in (*TINY, "sampling_rate", "audio_channels", "stride", "negative_slope", "compression"):
         assert getattr(loaded.config, name) == getattr(discriminator.config, name)
     audio = make_audio(960)
     for ours, theirs in zip(discriminator(audio).logits, loaded(audio).logits, strict=True):
@@ -114,8 +123,9 @@ def test_autocast_spares_the_spectrogram(discriminator):
     assert discriminator.bfloat16()(audio).logits[0].dtype == torch.bfloat16
 
 
-def test_stereo_and_silence():
-    discriminator = make_discriminator(audio_channels=2)
+@pytest.mark.parametrize("compression", [1, 0.3])
+def test_stereo_and_silence(compression):
+    discriminator = make_discriminator(audio_channels=2, compression=compression)
     audio = torch.zeros(1, 2, 10, requires_grad=True)  # shorter than any window
     sum(logits.sum() for logits in discriminator(audio).logits).backward()
     assert torch.isfinite(audio.grad).all()
@@ -132,6 +142,9 @@ def test_stereo_and_silence():
         {"kernel_size": [3]},
         {"dilations": [0]},
         {"stride": 1.5},
+        {"compression": 0},
+        {"compression": 2},
+        {"compression": "0.3"},
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes):
