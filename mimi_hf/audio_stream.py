@@ -73,7 +73,7 @@ class AudioBlocks:
             raise ValueError(f"seconds={seconds!r} must be positive: the length of a block.")
         for name, value in (("start", start), ("duration", duration)):
             if value is not None and not 0 <= value < TOO_LONG:
-                raise ValueError(f"{name}={value!r} must be a number of seconds from 0 on, or None.")
+                raise ValueError(f"{name}={value!r} must be seconds, 0 or more and below {TOO_LONG:g}, or None.")
         with contextlib.ExitStack() as stack:
             self._reader = _open_reader(source, pcm, stack)
             self.source_rate, self.source_channels = self._reader.rate, self._reader.channels

@@ -66,7 +66,8 @@ class DecodeOptions:
         PCM(sample_format=self.sample_format)  # refuses unknown ones
         for name, value, lowest in (("start", self.start, 0), ("duration", self.duration, 1e-9)):
             if value is not None and not lowest <= value < TOO_LONG:
-                raise ValueError(f"{name}={value!r} must be seconds, {'0 or more' if lowest == 0 else 'more than 0'}.")
+                rule = "0 or more" if lowest == 0 else "more than 0"
+                raise ValueError(f"{name}={value!r} must be seconds, {rule} and below {TOO_LONG:g}.")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,9 @@ def test_a_part_is_that_part_of_the_whole(form):
         assert joined(blocks).shape[1] == whole.shape[1] - rate
     with pytest.raises(ValueError, match="past the end"), AudioBlocks(data, start=1000) as blocks:
         list(blocks)
+    for place in ({"start": -1}, {"start": 1e306}, {"duration": float("nan")}):
+        with pytest.raises(ValueError, match="seconds, 0 or more"):
+            AudioBlocks(data, **place)
 
 
 def test_damage_is_told_as_by_read_audio(tmp_path):

@@ -26,16 +26,6 @@ def quiet():
     datasets.disable_progress_bars()
 
 
-@pytest.fixture(scope="module")
-def expected(model):
-    return encode_all(model)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(checkpoint):
-    return AudioTokenizer(checkpoint, num_quantizers=3)
-
-
 # The cache of datasets
 
 
@@ -148,13 +138,14 @@ def test_the_model_is_loaded_once_per_process(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("by", ["name", "model"])
-def test_processes_agree_with_one(checkpoint, model, expected, by):
+def test_processes_agree_with_one(checkpoint, model, by):
     tokenizer = AudioTokenizer(checkpoint if by == "name" else model, num_quantizers=3)
     tokenized = make_dataset().map(tokenizer, batched=True, batch_size=2, num_proc=2, with_rank=True)
-    assert_tokenized(tokenized, expected)
+    assert_tokenized(tokenized, encode_all(model))
 
 
-def test_a_fork_may_lose_busy_threads(tokenizer, expected):
+def test_a_fork_may_lose_busy_threads(checkpoint, model):
+    tokenizer, expected = AudioTokenizer(checkpoint, num_quantizers=3), encode_all(model)
     torch.set_num_threads(4)  # 2 for each process
     torch.randn(600, 600) @ torch.randn(600, 600)  # GNU OpenMP would wait for the threads of this for ever
     with multiprocess.get_context("fork").Pool(2) as pool:

@@ -34,11 +34,13 @@ def cut_speech(samples, seed=0):
     return speech[(seed * RATE + torch.arange(samples)) % len(speech)][None, None]
 
 
-def assert_same_codes(model, audio, codes, other):
+def assert_same_codes(model, audio, codes, other, share):
     """Codes of two implementations agree. But where a latent lies between two entries of a codebook, as near to one as
-    to the other, rounding decides: then the next codes of that frame may differ, too."""
+    to the other, rounding decides: then the next codes of that frame may differ, too. In more than one frame, at least
+    `share` of all codes are equal."""
     assert codes.shape == other.shape
-    assert (codes == other).all(dim=1).float().mean() >= 0.99
+    differing = (codes != other).any(dim=1).sum()
+    assert (codes == other).float().mean() >= share or differing <= 1
     latents = model.encode_latents(audio)
     for half, first in model.quantizer.halves():
         residual = (latents if half.input_proj is None else half.input_proj(latents)).mT
@@ -84,6 +86,12 @@ def make_original_checkpoint(path):
 @pytest.fixture(scope="module", params=["seeded", "mimi-tiny"])
 def weights(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def share(weights):
+    """Of codes that are equal at least: speech meets a tie in some thousands of codes."""
+    return 0.9999 if weights == "seeded" else 0.999
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +158,21 @@ def native(converted):
     "samples", [1, FRAME - 1, FRAME + 1, 3 * RATE + 7, *(int(s * RATE) - 5 for s in [*SECONDS, 60])]
 )
 @torch.no_grad()
-def test_kyutai(ours, kyutai, speech, samples):
+def test_kyutai(ours, kyutai, speech, share, samples):
     audio = speech(samples)
     codes = kyutai.encode(audio)
-    assert_same_codes(ours, audio, ours.encode(audio).audio_codes, codes)
+    assert_same_codes(ours, audio, ours.encode(audio).audio_codes, codes, share)
     assert_same_audio(ours.decode(codes).audio_values, kyutai.decode(codes))
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
 @torch.no_grad()
-def test_native(ours, native, speech, seconds):
-    audio = speech(int(seconds * RATE) // FRAME * FRAME)  # native encodes part of a frame in another way
-    codes = native.encode(audio).audio_codes
-    assert_same_codes(ours, audio, ours.encode(audio).audio_codes, codes)
+def test_native(ours, native, speech, share, seconds):
+    audio = speech(int(seconds * RATE))
+    codes, found = native.encode(audio).audio_codes, ours.encode(audio).audio_codes
+    assert found.shape == codes.shape
+    whole = audio.shape[2] // FRAME  # native encodes part of a frame in another way
+    assert_same_codes(ours, audio[..., : whole * FRAME], found[..., :whole], codes[..., :whole], share)
     assert_same_audio(ours.decode(codes).audio_values, native.decode(codes).audio_values)
 
 
@@ -175,7 +185,7 @@ def test_latents_of_native(ours, native, speech):
 
 @pytest.mark.parametrize("sizes", [[7, 1, 5000, FRAME - 1, FRAME + 1], [FRAME], [96_000]])
 @torch.no_grad()
-def test_streaming_equals_offline(ours, speech, sizes):
+def test_streaming_equals_offline(ours, speech, share, sizes):
     audio = speech(12 * RATE + 3)
     encoder, decoder = ours.encoder_stream(), ours.decoder_stream()
     codes, start = [], 0
@@ -186,7 +196,7 @@ def test_streaming_equals_offline(ours, speech, sizes):
     codes.append(encoder.flush().audio_codes)
     pieces = [decoder.push(piece) for piece in codes]
     codes = torch.cat(codes, dim=2)
-    assert_same_codes(ours, audio, codes, ours.encode(audio).audio_codes)
+    assert_same_codes(ours, audio, codes, ours.encode(audio).audio_codes, share)
     assert_same_audio(torch.cat(pieces, dim=2), ours.decode(codes).audio_values)
 
 
