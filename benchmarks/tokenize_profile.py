@@ -92,7 +92,8 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
     import pyarrow.parquet as pq
 
     from mimi_hf import loading
-    from mimi_hf.corpus import encoding, output, sources, tokenize
+    from mimi_hf.corpus import sources
+    from mimi_hf.corpus.jobs import encoding, output, tokenize
     from mimi_hf.modeling_mimi import MimiModel
 
     job = tokenize.TokenizeJob

@@ -2,7 +2,7 @@
 
 import re
 
-from ..configuration_mimi import MimiConfig
+from mimi_hf.configuration_mimi import MimiConfig
 
 # Tensors of which each axis is one field. Where one is missing the published size stands in, and the comparison of
 # keys that follows reports the tensor.

@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from ..configuration_mimi import MimiConfig
-from ..files import written_beside
-from ..model_card import fill_card
-from . import is_folder_or_id
-from .architecture import infer_config
-from .keys import to_original, to_ours
-from .reading import read_original, sha256
+from mimi_hf.configuration_mimi import MimiConfig
+from mimi_hf.conversion import is_folder_or_id
+from mimi_hf.conversion.architecture import infer_config
+from mimi_hf.conversion.keys import to_original, to_ours
+from mimi_hf.conversion.original import read_original, sha256
+from mimi_hf.model_card import fill_card
+from mimi_hf.utils.files import written_beside
 
 # Names listed per kind of problem, before only their number is told.
 _LISTED = 20
@@ -188,7 +188,7 @@ def _listed(problems):
 
 
 def _expected_shapes(config):
-    from ..modeling_mimi import MimiModel
+    from mimi_hf.modeling_mimi import MimiModel
 
     with torch.device("meta"):
         ours = MimiModel(config).state_dict()
@@ -208,7 +208,7 @@ def _remedy(original, expected, problems, given):
 
 
 def _write_folder(folder, ours, config):
-    from ..feature_extraction_mimi import MimiFeatureExtractor
+    from mimi_hf.feature_extraction_mimi import MimiFeatureExtractor
 
     config = MimiConfig.from_dict({**config.to_dict(), "architectures": ["MimiModel"], "dtype": "float32"})
     config.save_pretrained(folder)
@@ -228,7 +228,7 @@ def _save(state, path, metadata=None):
 
 def _load_folder(folder):
     """The tensors of a checkpoint of ours, float32, and its configuration; refused unless complete."""
-    from ..modeling_mimi import MimiModel
+    from mimi_hf.modeling_mimi import MimiModel
 
     if not is_folder_or_id(folder):
         raise FileNotFoundError(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..loading import MIMI_TINY, ModelChoice
-from . import is_folder_or_id
+from mimi_hf.conversion import is_folder_or_id
+from mimi_hf.loading import MIMI_TINY, ModelChoice
 
 
 def convert(
@@ -69,7 +69,7 @@ def convert(
     if private and not push_to_hub:
         raise typer.BadParameter("--private says how to upload: add --push-to-hub USER/NAME.")
 
-    from .checkpoint import convert_checkpoint, export_checkpoint
+    from mimi_hf.conversion.checkpoint import convert_checkpoint, export_checkpoint
 
     try:
         if exports:

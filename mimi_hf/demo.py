@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio_stream import AudioBlocks, write_blocks
+from .audio.blocks import AudioBlocks, write_blocks
 from .bitstream import BitstreamReader
-from .compression import EncodeOptions, decode_file, encode_file
 from .evaluation.metrics import METRICS, score
 from .evaluation.picture import draw_spectrograms
-from .files import check_replaceable, written_beside
-from .png import encode_png, enlarge, wheel_colors
+from .inference.mimi_files import EncodeOptions, decode_file, encode_file
+from .utils.files import check_replaceable, written_beside
+from .utils.png import encode_png, enlarge, wheel_colors
 
 FILES = ("original.wav", "speech.mimi", "decoded.wav", "tokens.png", "spectrogram.png")
 LONGEST = 30.0  # seconds that are measured and pictured
@@ -59,7 +59,7 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
     Args:
         model: a mono [`MimiModel`].
         source: path of an audio file.
-        output: the folder, see [`mimi_hf.files.check_replaceable`].
+        output: the folder, see [`mimi_hf.utils.files.check_replaceable`].
         num_quantizers: how many codebooks to use; all by default.
         force: replace what an earlier demonstration left there.
 

@@ -12,15 +12,15 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
 from . import quantization as quantization  # registers 8-bit weights with transformers
+from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
+from .codec.outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput, MimiTrainingOutput
+from .codec.quantizer import Codebook, SplitResidualVectorQuantizer
+from .codec.ragged import Ragged, check_mask, frame_mask, sample_mask
+from .codec.seanet import SEANetDecoder, SEANetEncoder
+from .codec.state import join_rows, map_state
+from .codec.streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
+from .codec.transformer import LayerScale, Transformer, TransformerState
 from .configuration_mimi import MimiConfig
-from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
-from .layers.quantizer import Codebook, SplitResidualVectorQuantizer
-from .layers.seanet import SEANetDecoder, SEANetEncoder
-from .layers.state import join_rows, map_state
-from .layers.transformer import LayerScale, Transformer, TransformerState
-from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput, MimiTrainingOutput
-from .ragged import Ragged, check_mask, frame_mask, sample_mask
-from .streaming import DecoderStream, EncoderStream, find_stream, refuse_padding
 
 
 class EncoderState(NamedTuple):
@@ -420,7 +420,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
         streaming = self.config.use_streaming if use_streaming is None else use_streaming
         streaming = streaming or any(cache is not None for cache in caches)
         if self.training and audio_codes is None and not streaming:
-            from .training.forward import training_forward
+            from .codec.training_pass import training_forward
 
             self._need("encoder")
             self._need("decoder")
@@ -446,7 +446,7 @@ class MimiModel(PreTrainedAudioTokenizerBase):
             encoded.audio_codes_mask,
         )
         if return_loss and input_values is not None and not streaming:
-            from .training.forward import padded_reconstruction_loss
+            from .codec.training_pass import padded_reconstruction_loss
 
             rate = self.config.sampling_rate
             output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)

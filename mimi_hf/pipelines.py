@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoTokenizer, FeatureExtractionPipeline, Pipeline
 
-from .audio_io import check_rate, to_numpy
-from .corpus.batches import cut_batches, decode_all, default_batch_seconds
-from .corpus.remote import fetch
+from .audio.mix import check_rate, to_numpy
 from .feature_extraction_mimi import MimiFeatureExtractor
+from .inference.batches import cut_batches, decode_all, default_batch_seconds
 from .modeling_mimi import MimiModel
+from .utils.remote import fetch
 
 # Where the data sets of `datasets` and their columns are defined: not to be imported for a look at a type.
 _DATA_SETS = ("datasets.arrow_dataset", "datasets.iterable_dataset")

@@ -14,7 +14,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .layers.causal_conv import CausalConv1d, CausalConvTranspose1d
+from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d
 
 METHOD = "mimi_int8"
 logger = logging.get_logger(__name__)

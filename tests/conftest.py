@@ -10,7 +10,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import pytest
 import torch
-from tiny import make_model
+from support.tiny import make_model
 
 
 @pytest.fixture(autouse=True)

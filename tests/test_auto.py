@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from tiny import TINY, assert_same_audio, make_audio, make_model, randomize
+from support.tiny import TINY, assert_same_audio, make_audio, make_model, randomize
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 from transformers.models.mimi import modeling_mimi as native
 

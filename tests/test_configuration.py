@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tiny import TINY
+from support.tiny import TINY
 from transformers.models.mimi.configuration_mimi import MimiConfig as NativeConfig
 
 from mimi_hf import MimiConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FRAME, make_audio, make_model
+from support.tiny import FRAME, make_audio, make_model
 
 from mimi_hf import MimiInt8Config, MimiModel
 

@@ -14,15 +14,15 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny import make_audio, make_model
+from support.tiny import make_audio, make_model
 from typer.testing import CliRunner
 
 from mimi_hf import MimiFeatureExtractor, MimiInt8Config, MimiModel, mimi_tiny_path
-from mimi_hf.audio_io import read_audio
+from mimi_hf.audio.mix import read_audio
 from mimi_hf.cli import app
 from mimi_hf.demo import FILES, draw_tokens, run_demo, speech_path
 from mimi_hf.loading import ModelChoice
-from mimi_hf.png import encode_png, heat_colors, wheel_colors
+from mimi_hf.utils.png import encode_png, heat_colors, wheel_colors
 
 pack = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "mimi_tiny" / "pack.py"))["pack"]
 
@@ -72,7 +72,7 @@ def test_streams_give_the_codes_and_the_audio_of_the_whole(tiny, speech):
 
 
 def test_more_codebooks_are_closer_to_the_speech(tiny, speech):
-    from mimi_hf.training.losses import mel_loss
+    from mimi_hf.codec.losses import mel_loss
 
     codes = tiny.encode(speech).audio_codes
     with torch.no_grad():

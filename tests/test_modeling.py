@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from tiny import FRAME, TINY, assert_same_audio, make_audio, make_model
+from support.tiny import FRAME, TINY, assert_same_audio, make_audio, make_model
 from transformers import PreTrainedModel
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
@@ -279,7 +279,7 @@ def test_codebooks_are_made_in_single_precision(checkpoint, dtype):
 
 
 def test_layers_with_weights_of_their_own_multiply_themselves(model):
-    from mimi_hf.layers.product import linear
+    from mimi_hf.codec.matmul import linear
 
     class Packed(torch.nn.Linear):  # as bitsandbytes makes of a layer
         def forward(self, x):

@@ -15,7 +15,7 @@ import soundfile
 import torch
 import transformers
 from datasets import Audio, Dataset, Features, Value
-from tiny import FRAME, TINY, make_audio, make_model, randomize
+from support.tiny import FRAME, TINY, make_audio, make_model, randomize
 from transformers import pipeline
 from transformers.models.mimi import modeling_mimi as native
 from transformers.pipelines import PIPELINE_REGISTRY

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny import FRAME, make_audio, make_model
+from support.tiny import FRAME, make_audio, make_model
 from transformers.quantizers import AutoHfQuantizer
 
 from mimi_hf import MimiInt8Config, MimiModel, quantization
+from mimi_hf.codec.causal_conv import CausalConv1d, CausalConvTranspose1d
+from mimi_hf.codec.matmul import linear
 from mimi_hf.conversion import export_checkpoint
-from mimi_hf.layers.causal_conv import CausalConv1d, CausalConvTranspose1d
-from mimi_hf.layers.product import linear
 from mimi_hf.quantization import dequantize, quantizable, quantize
 
 EVERYTHING = MimiInt8Config(min_size=1)

@@ -2,7 +2,8 @@
 
 import typer
 
-from ..conversion.command import convert
+from mimi_hf.conversion.command import convert
+
 from .benchmark import benchmark
 from .decode import decode
 from .demo import demo

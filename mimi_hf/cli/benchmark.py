@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..files import written_beside
+from mimi_hf.utils.files import written_beside
+
 from .common import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -72,7 +73,7 @@ def benchmark(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..benchmark import benchmark as run
+    from mimi_hf.benchmark import benchmark as run
 
     if threads is not None:
         torch.set_num_threads(threads)

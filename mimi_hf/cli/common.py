@@ -24,7 +24,7 @@ DEFAULT_MODEL = "kyutai/mimi"
 
 def check_dtype(dtype: str):
     """Refuse one that models are not loaded in."""
-    from ..loading import ModelChoice
+    from mimi_hf.loading import ModelChoice
 
     try:
         ModelChoice(DEFAULT_MODEL, dtype)
@@ -54,7 +54,7 @@ def looking_at(path: Path):
 
 def load_model(name: str, device: str | None, dtype: str):
     """The model, or one message that says how to get it."""
-    from ..loading import ModelChoice
+    from mimi_hf.loading import ModelChoice
 
     try:
         return ModelChoice(name, dtype).load(device)

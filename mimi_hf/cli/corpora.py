@@ -97,8 +97,8 @@ def explained(quiet: bool, message: str):
 
 def do(job, work: Work):
     """Do this process's part of a job, then join all parts, where all are done."""
-    from ..corpus import engines
-    from ..corpus.jobs import TOTALS
+    from mimi_hf.corpus.jobs.job import TOTALS
+    from mimi_hf.corpus.runners import local as engines
 
     with explained(work.quiet, "Planning …"):
         parts, part = engines.my_part(work.num_shards, work.shard_index)
@@ -122,7 +122,7 @@ def do(job, work: Work):
 
 
 def _run(job, indices, work: Work, watch):
-    from ..corpus import engines
+    from mimi_hf.corpus.runners import local as engines
 
     if not indices:
         return
@@ -159,7 +159,7 @@ class _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        from ..corpus.engines import Speed
+        from mimi_hf.corpus.runners.local import Speed
 
         columns = TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
         self.console = Console(stderr=True, quiet=work.quiet)

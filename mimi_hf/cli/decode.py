@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..audio_io import WRITABLE
+from mimi_hf.audio.mix import WRITABLE
+
 from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype
 from .transcode import ForceOption, JobsOption, JsonOption, SampleFormatOption, Transcoding
 
@@ -68,7 +69,7 @@ def decode(
     if to_file and Path(output).suffix.lower() not in WRITABLE:
         raise typer.BadParameter(f"OUT is {output!r}, but must end in one of {', '.join(WRITABLE)}, or be -.")
 
-    from ..compression import DecodeOptions, decode_file
+    from mimi_hf.inference.mimi_files import DecodeOptions, decode_file
 
     try:
         options = DecodeOptions(num_quantizers, start, duration, any_model, sample_format, not raw)

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..loading import MIMI_TINY
-from .batch import describe
+from mimi_hf.loading import MIMI_TINY
+
 from .common import DeviceOption, ModelOption, QuantizersOption, QuietOption, fail, load_model
+from .folders import describe
 from .pipes import ending_cleanly
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "12345678"
@@ -58,8 +59,8 @@ def _run(source, output, model, num_quantizers, device, force, quiet):
     from rich.text import Text
 
     with Console(stderr=True, quiet=quiet).status(Text(f"Loading {model} …")):
-        from ..demo import FILES, run_demo, speech_path
-        from ..files import check_replaceable
+        from mimi_hf.demo import FILES, run_demo, speech_path
+        from mimi_hf.utils.files import check_replaceable
 
         try:
             check_replaceable(output, set(FILES), force)
@@ -85,7 +86,7 @@ def _print(report, model: str):
     from rich.console import Console
     from rich.text import Text
 
-    from ..demo import FILES, LONGEST
+    from mimi_hf.demo import FILES, LONGEST
 
     console = Console(highlight=False, markup=False)
     count, frames = report.codes.shape
@@ -120,7 +121,7 @@ def _draw(codes, size: int, encoding: str):
     """Codes, shape = (K, f), as bars coloured by code; as digits where a terminal knows no bars."""
     from rich.text import Text
 
-    from ..png import wheel_colors
+    from mimi_hf.utils.png import wheel_colors
 
     bars, text = _BARS if encoding.startswith("utf") else _PLAIN_BARS, Text()
     for row, colors in zip(codes.tolist(), wheel_colors(codes / size).tolist(), strict=True):
@@ -134,7 +135,7 @@ def _draw(codes, size: int, encoding: str):
 def _tabulate(report):
     from rich.table import Table
 
-    from ..evaluation.metrics import METRICS
+    from mimi_hf.evaluation.metrics import METRICS
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_row("bitrate", f"{report.bits_per_second / 1000:.2f} kbps")

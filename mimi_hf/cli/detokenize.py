@@ -101,9 +101,9 @@ def detokenize(
     )
     work.check(output)
     with explained(quiet, f"Looking at {source} …"):
-        from ..corpus.detokenize import DetokenizeJob, open_codes
-        from ..corpus.output import Output
-        from ..loading import ModelChoice
+        from mimi_hf.corpus.jobs.detokenize import DetokenizeJob, open_codes
+        from mimi_hf.corpus.jobs.output import Output
+        from mimi_hf.loading import ModelChoice
 
         codes = open_codes(source, codes_column, leave_out=output)
         choice = ModelChoice(model, dtype, revision)

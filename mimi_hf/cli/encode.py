@@ -5,16 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .batch import AUDIO
-from .common import (
-    DEFAULT_MODEL,
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    QuantizersOption,
-    QuietOption,
-    check_dtype,
-)
+from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuantizersOption, QuietOption, check_dtype
+from .folders import AUDIO
 from .transcode import ForceOption, JobsOption, JsonOption, SampleFormatOption, Transcoding
 
 
@@ -77,8 +69,8 @@ def encode(
     if raw and Path(source).is_dir():
         raise typer.BadParameter("--raw is for a pipe or one file, but IN is a folder.")
 
-    from ..compression import EncodeOptions, encode_file
-    from ..pcm import PCM
+    from mimi_hf.audio.pcm import PCM
+    from mimi_hf.inference.mimi_files import EncodeOptions, encode_file
 
     try:
         pcm = PCM(24_000 if rate is None else rate, channels or 1, sample_format) if raw else None

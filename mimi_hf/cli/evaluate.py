@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from .batch import describe
 from .common import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -21,6 +20,7 @@ from .common import (
     loading_message,
 )
 from .corpora import EXPLAINED as EXPECTED
+from .folders import describe
 from .pipes import ending_cleanly
 
 _FAILURES_TOLD = 20
@@ -165,9 +165,9 @@ class _Work:
 
     def check(self, pictures: bool):
         """Refuse what cannot go well, before anything heavy begins."""
-        from ..evaluation.metrics import choose_metrics
-        from ..evaluation.output import check_folder
-        from ..evaluation.picture import check_installed
+        from mimi_hf.evaluation.metrics import choose_metrics
+        from mimi_hf.evaluation.picture import check_installed
+        from mimi_hf.evaluation.results import check_folder
 
         if self.metrics is not None:
             try:
@@ -182,8 +182,8 @@ class _Work:
     def measure(self):
         """The recordings that failed, the number of all, and what else failed."""
         with self.console.status(loading_message(self.model)):
-            from ..evaluation.evaluate import evaluate as run
-            from ..evaluation.tables import quality_tables
+            from mimi_hf.evaluation.evaluate import evaluate as run
+            from mimi_hf.evaluation.tables import quality_tables
 
             source, choice = self._open()
             model = choice.load(self.device)
@@ -193,7 +193,7 @@ class _Work:
             )
         facts = {"model": self.model, "source": self.source}
         if self.output is not None:
-            from ..evaluation.output import write_evaluation
+            from mimi_hf.evaluation.results import write_evaluation
 
             write_evaluation(self.output, report, **facts)
         self._tell({**facts, **report.to_dict()}, quality_tables(report, told_all=self.metrics is not None))
@@ -202,9 +202,9 @@ class _Work:
     def compare(self, others: list[str]):
         """The recordings that failed, the number of all, and what else failed."""
         with self.console.status(loading_message(self.model)):
-            from ..evaluation.agreement import compare
-            from ..evaluation.engines import open_engine
-            from ..evaluation.tables import agreement_tables
+            from mimi_hf.evaluation.agreement import compare
+            from mimi_hf.evaluation.tables import agreement_tables
+            from mimi_hf.evaluation.variants import open_engine
 
             source, choice = self._open()
             first = open_engine("eager", choice, self.device)
@@ -225,7 +225,7 @@ class _Work:
             raise ValueError("\n".join(lost))
         facts = {"model": self.model, "source": self.source, "dtype": choice.dtype}
         if self.output is not None:
-            from ..evaluation.output import write_agreement
+            from mimi_hf.evaluation.results import write_agreement
 
             write_agreement(self.output, reports, **facts)
         self._tell({**facts, "agreement": [report.to_dict() for report in reports]}, agreement_tables(reports))
@@ -234,8 +234,8 @@ class _Work:
         return [*failures.values()], len(reports[0].files), lost
 
     def _open(self):
-        from ..corpus.sources import open_source
-        from ..loading import ModelChoice
+        from mimi_hf.corpus.sources import open_source
+        from mimi_hf.loading import ModelChoice
 
         leave_out = None if self.output is None else str(self.output)
         return open_source(self.source, leave_out=leave_out), ModelChoice(self.model, self.dtype)

@@ -20,7 +20,7 @@ def info(
 
     Exit status: 0 the file can be read, 1 it cannot, or it is damaged.
     """
-    from ..bitstream import BitstreamReader
+    from mimi_hf.bitstream import BitstreamReader
 
     if not source.is_file():
         raise fail(f"{source} is no file. Name a .mimi file.")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..audio_io import WRITABLE
-from .batch import describe
+from mimi_hf.audio.mix import WRITABLE
+
 from .common import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -21,6 +21,7 @@ from .common import (
     load_model,
     loading_message,
 )
+from .folders import describe
 from .pipes import ending_cleanly
 
 
@@ -66,7 +67,7 @@ def _run(source, output, model, num_quantizers, device, dtype, quiet):
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..roundtrip import roundtrip as run
+    from mimi_hf.inference.roundtrip import roundtrip as run
 
     console = Console(stderr=True, quiet=quiet)
     with console.status(loading_message(model)):

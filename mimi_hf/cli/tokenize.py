@@ -139,11 +139,11 @@ def tokenize(
     )
     work.check(output)
     with explained(quiet, f"Looking at {source} …"):
-        from ..corpus.encoding import EncodingOptions
-        from ..corpus.output import Output
-        from ..corpus.sources import open_source
-        from ..corpus.tokenize import TokenizeJob
-        from ..loading import ModelChoice
+        from mimi_hf.corpus.jobs.encoding import EncodingOptions
+        from mimi_hf.corpus.jobs.output import Output
+        from mimi_hf.corpus.jobs.tokenize import TokenizeJob
+        from mimi_hf.corpus.sources import open_source
+        from mimi_hf.loading import ModelChoice
 
         place = Output(output)
         examples = open_source(source, kind and kind.value, split, config, audio_column, column, leave_out=output)

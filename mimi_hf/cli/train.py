@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .batch import describe
 from .common import QuietOption, fail
+from .folders import describe
 from .pipes import ending_cleanly
 
 EXAMPLES = ("tiny", "full", "finetune")
@@ -74,7 +74,7 @@ def example_config(name: str) -> str:
 def _parse_changes(changes: list[str]) -> dict:
     import yaml
 
-    from ..training.config import parse_yaml
+    from mimi_hf.training.config import parse_yaml
 
     values = {}
     for change in changes:
@@ -91,7 +91,7 @@ def _parse_changes(changes: list[str]) -> dict:
 def _run(path: Path, changes: dict, quiet: bool, json: bool):
     from transformers.utils import logging
 
-    from ..training.config import TrainingConfig
+    from mimi_hf.training.config import TrainingConfig
 
     logging.disable_progress_bar()  # this command has its own
     if os.environ.get("RANK", "0") != "0":  # one process of several tells what there is to tell
@@ -99,7 +99,7 @@ def _run(path: Path, changes: dict, quiet: bool, json: bool):
     try:
         config = TrainingConfig.from_yaml(path, changes)
         with _Reporter(config.optimizer.steps, quiet, json) as reporter:
-            from ..training.trainer import Trainer
+            from mimi_hf.training.run.trainer import Trainer
 
             Trainer(config, reporter).run()
             reporter.end(config.run.output)
@@ -165,7 +165,7 @@ def _describe_fields() -> str:
     import inspect
     import typing
 
-    from ..training import config
+    from mimi_hf.training import config
 
     parts = []
     for group in dataclasses.fields(config.TrainingConfig):

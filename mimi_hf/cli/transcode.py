@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .batch import FileTask, describe, mirror, name_output, run
 from .common import check_writable, fail, load_model, loading_message, looking_at
+from .folders import FileTask, describe, mirror, name_output, run
 from .pipes import LiveSource, ending_cleanly, standard_input, standard_output
 
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]

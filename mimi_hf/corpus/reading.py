@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..audio_stream import AudioBlocks
+from mimi_hf.audio.blocks import AudioBlocks
+
 from .sources import Example, resolve_audio
 from .sources.base import is_damage
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from ..corpus.reading import UNREADABLE, check_device, describe
-from .engines import Engine
+from mimi_hf.corpus.reading import UNREADABLE, check_device, describe
+
 from .pieces import open_examples, read_pieces
+from .variants import Engine
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def compare(
     Long recordings are compared in pieces of 20 to 30 s, each of which begins anew.
 
     Args:
-        first, second: see [`mimi_hf.evaluation.engines.open_engine`].
+        first, second: see [`mimi_hf.evaluation.variants.open_engine`].
         source, seconds, limit_files, progress: as for [`mimi_hf.evaluation.evaluate.evaluate`].
         num_quantizers: codebooks; as many as both have by default.
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..benchmark import describe_machine, synchronize
-from ..corpus.engines import usable_cores
-from ..corpus.reading import UNREADABLE, check_device, describe
-from ..corpus.sources import Example
+from mimi_hf.benchmark import describe_machine, synchronize
+from mimi_hf.corpus.reading import UNREADABLE, check_device, describe
+from mimi_hf.corpus.runners.local import usable_cores
+from mimi_hf.corpus.sources import Example
+
 from .metrics import SILENCE, Metric, choose_metrics
 from .pieces import levels_of, open_examples, read_pieces
 from .report import CodebookUse, EvaluationReport, FileResult, Level, Sample, Summary

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..audio_io import resample, to_numpy
+from mimi_hf.audio.mix import resample, to_numpy
 
 # Root mean square of what counts as silence, -70 dBFS: below it ViSQOL calls everything good, and PESQ nothing.
 SILENCE = 10 ** (-70 / 20)
@@ -207,7 +207,7 @@ def _si_sdr(reference: np.ndarray, estimate: np.ndarray, _) -> float:
 def _mel_distance(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
     import torch
 
-    from ..training.losses import mel_loss
+    from mimi_hf.codec.losses import mel_loss
 
     with torch.no_grad():
         nepers = mel_loss(*(torch.from_numpy(audio)[None, None] for audio in (reference, estimate)), sampling_rate)

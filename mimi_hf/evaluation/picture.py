@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio_io import to_numpy
-from ..png import enlarge, heat_colors
+from mimi_hf.audio.mix import to_numpy
+from mimi_hf.utils.png import enlarge, heat_colors
+
 from .report import EvaluationReport
 
 # Hertz and decibels that are shown: what carries speech, and what is heard beside its loudest parts.

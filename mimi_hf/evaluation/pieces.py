@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ..corpus.reading import check_finite, open_blocks
-from ..corpus.sources import Example, Source, open_source
+from mimi_hf.corpus.reading import check_finite, open_blocks
+from mimi_hf.corpus.sources import Example, Source, open_source
 
 # Seconds. PESQ is defined for up to 30; a piece is of 20 where there is more, so that no end is left over that is too
 # short to be measured.

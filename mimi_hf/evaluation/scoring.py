@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..processes import end_with_parent, interrupts_held
+from mimi_hf.utils.workers import end_with_parent, interrupts_held
+
 from .metrics import METRICS, Metric, Score, score
 from .report import Scores
 

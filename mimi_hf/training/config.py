@@ -9,12 +9,13 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..configuration_mimi import MimiConfig
-from ..layers.quantizer import QuantizerTraining
-from .augmentation import Augmentation
+from mimi_hf.codec.losses import FLOOR, RECONSTRUCTION_WEIGHTS
+from mimi_hf.codec.quantizer import QuantizerTraining
+from mimi_hf.configuration_mimi import MimiConfig
+
 from .checks import check
-from .discriminator import MimiDiscriminatorConfig
-from .losses import FLOOR, RECONSTRUCTION_WEIGHTS
+from .data.augmentation import Augmentation
+from .objective.discriminator import MimiDiscriminatorConfig
 
 PARTS = ("encoder", "quantizer", "decoder")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import soundfile
 from silence import shorten_silence
 
-from mimi_hf.files import written_beside
+from mimi_hf.utils.files import written_beside
 
 BATCH = 32  # recordings that one ffmpeg decodes: a tenth of the time of one for each
 

@@ -1,8 +1,8 @@
 """A checkpoint in the original format, and the promise that a failure writes nothing."""
 
 import pytest
-from originals import config_of, listing, original_of
 from safetensors.torch import save_file
+from support.originals import config_of, listing, original_of
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 from huggingface_hub import ModelCard
-from loopback_hub import running_hub
-from originals import CONFIGS, SCRIPT, bits, config_of, original_of
 from safetensors.torch import load_file, save_file
+from support.loopback_hub import running_hub
+from support.originals import CONFIGS, SCRIPT, bits, config_of, original_of
 from typer import Typer
 from typer.testing import CliRunner
 

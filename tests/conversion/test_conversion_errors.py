@@ -5,8 +5,8 @@ import os
 
 import pytest
 import torch
-from originals import bits, config_of, listing, original_of
 from safetensors.torch import load_file, save_file
+from support.originals import bits, config_of, listing, original_of
 
 from mimi_hf.conversion import checkpoint, convert_checkpoint, export_checkpoint
 from mimi_hf.conversion.keys import to_ours

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from originals import bits, config_of, original_of
 from safetensors.torch import save_file
+from support.originals import bits, config_of, original_of
 
 from mimi_hf import MimiConfig, MimiModel
 from mimi_hf.conversion import convert_checkpoint, export_checkpoint

@@ -7,8 +7,8 @@ import re
 
 import pytest
 import torch
-from originals import CANNOT_BE_READ_OFF, CONFIGS, bits, config_of, original_of
 from safetensors.torch import load_file, save_file
+from support.originals import CANNOT_BE_READ_OFF, CONFIGS, bits, config_of, original_of
 
 from mimi_hf import MimiConfig, MimiModel
 from mimi_hf.conversion import convert_checkpoint, export_checkpoint, infer_config

@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from ...files import printable
-from .files import is_url, join, read_binary
+from mimi_hf.utils.files import printable
+
+from .locations import is_url, join, read_binary
 
 # What is opened as an audio file, whatever its case.
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
@@ -154,7 +155,7 @@ def is_damage(error: Exception) -> bool:
     """Whether `error` tells of bytes that are wrong or absent, and not, for example, of a network that is down.
 
     Damage is the fault of one example and will be there the next time; all else should stop the work on a shard, so
-    that it can be done again. What lies behind URLs raises no PermissionError, see [`mimi_hf.corpus.remote`].
+    that it can be done again. What lies behind URLs raises no PermissionError, see [`mimi_hf.utils.remote`].
     """
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return True

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from ...files import printable
+from mimi_hf.utils.files import printable
+
 from .base import AUDIO_EXTENSIONS, Example, Source, check_shard_size
-from .files import Files
+from .locations import Files
 
 
 class FolderSource(Source):

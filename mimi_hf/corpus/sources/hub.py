@@ -7,7 +7,8 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from ..remote import is_absent
+from mimi_hf.utils.remote import is_absent
+
 from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage
 from .columns import Columns, unify
 from .parquet import choose_audio

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 
-from ...files import printable
+from mimi_hf.utils.files import printable
+
 from .base import Example, Source, as_audio, check_shard_size
 from .columns import Columns, merge, type_of
-from .files import Files, extension, open_binary
+from .locations import Files, extension, open_binary
 from .records import DIALECTS, Record, csv_header, csv_records, json_records, parse_text
 
 EXTENSIONS = ("jsonl", "json", "ndjson", "csv", "tsv")

@@ -8,10 +8,11 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...files import printable
+from mimi_hf.utils.files import printable
+
 from .base import DAMAGE, Example, Source, as_audio, check_shard_size, is_damage
 from .columns import Columns, unify
-from .files import Files, is_url, open_binary
+from .locations import Files, is_url, open_binary
 
 EXTENSIONS = ("parquet",)
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 from . import hub, manifest, parquet, webdataset
 from .base import AUDIO_EXTENSIONS, Source
-from .files import Files, extension, is_url
 from .folder import FolderSource
 from .hub import HubSource
+from .locations import Files, extension, is_url
 from .manifest import ManifestSource
 from .parquet import ParquetSource
 from .webdataset import TarSource

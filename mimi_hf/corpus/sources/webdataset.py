@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from ...files import printable
+from mimi_hf.utils.files import printable
+
 from .base import AUDIO_EXTENSIONS, DAMAGE, Example, Source, check_shard_size, is_damage
-from .files import Files, open_binary
+from .locations import Files, open_binary
 
 EXTENSIONS = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
 

@@ -1,0 +1,1 @@
+"""What computes: layers, tiles and streams; torch alone."""

@@ -1,0 +1,74 @@
+"""What the methods of [`MimiModel`] return: named, and indexed as tuples."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from .streaming import DecoderStream, EncoderStream
+
+
+@dataclass
+class MimiEncoderOutput(ModelOutput):
+    """
+    audio_codes: Tensor, shape = (B, K, F), int64.
+    encoder_past_key_values, padding_cache: the [`EncoderStream`] to pass to the next call, when streaming.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Codes elsewhere are 0.
+    """
+
+    audio_codes: Tensor | None = None
+    encoder_past_key_values: EncoderStream | None = None
+    padding_cache: EncoderStream | None = None
+    audio_codes_mask: Tensor | None = None
+
+
+@dataclass
+class MimiDecoderOutput(ModelOutput):
+    """
+    audio_values: Tensor, shape = (B, audio_channels, N).
+    decoder_past_key_values: the [`DecoderStream`] to pass to the next call, when streaming.
+    """
+
+    audio_values: Tensor | None = None
+    decoder_past_key_values: DecoderStream | None = None
+
+
+@dataclass
+class MimiOutput(ModelOutput):
+    """
+    audio_codes: Tensor, shape = (B, K, F), int64.
+    audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
+    encoder_past_key_values, decoder_past_key_values: the streams to pass to the next call, when streaming.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames.
+    loss: Tensor, shape = (), the reconstruction loss, where it was asked for.
+    """
+
+    audio_codes: Tensor | None = None
+    audio_values: Tensor | None = None
+    encoder_past_key_values: EncoderStream | None = None
+    decoder_past_key_values: DecoderStream | None = None
+    audio_codes_mask: Tensor | None = None
+    loss: Tensor | None = None
+
+
+@dataclass
+class MimiTrainingOutput(ModelOutput):
+    """
+    loss: Tensor, shape = (), the sum of the parts, the commitment weighed by 0.25; None where none was asked for.
+    reconstruction_loss: Tensor, shape = (), of the audio; see [`mimi_hf.codec.losses.reconstruction_loss`].
+    commitment_loss: Tensor, shape = (), of the latents to the entries of the codebooks.
+    audio_values: Tensor, shape = (B, audio_channels, N), N as in the input.
+    audio_codes: Tensor, shape = (B, K, F), int64; zeros while the quantizer is off.
+    latents: Tensor, shape = (B, F, D), before the quantizer.
+    semantic_latents: Tensor, shape = (B, F, D), what the semantic codebooks stand for, to be distilled to.
+    audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Frames are those of rows that begin at 0.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    commitment_loss: Tensor | None = None
+    audio_values: Tensor | None = None
+    audio_codes: Tensor | None = None
+    latents: Tensor | None = None
+    semantic_latents: Tensor | None = None
+    audio_codes_mask: Tensor | None = None

@@ -1,0 +1,304 @@
+"""Split residual vector quantization (SoundStream, arXiv:2107.03312, section III-C; split as in arXiv:2410.00037,
+section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
+others quantize another projection, each what its predecessors left over."""
+
+import numbers
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .codebook_learning import Quantized, QuantizerTraining, draw, initialize_codebooks, quantize_levels
+from .matmul import sum_of_products
+
+EPSILON = 1e-5
+_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
+
+
+class Codebook(nn.Module):
+    """The buffers of one codebook as the checkpoints store them: sums and counts of a moving average.
+
+    They stay in single precision whatever the model is converted to: rounding them would change codes.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.register_buffer("initialized", torch.ones(1, dtype=torch.float32))
+        self.register_buffer("cluster_usage", torch.ones(codebook_size, dtype=torch.float32))
+        self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim, dtype=torch.float32))
+
+    def _apply(self, fn, recurse=True):
+        def keep_precision(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == torch.float32 else tensor.to(moved.device, torch.float32)
+
+        return super()._apply(keep_precision, recurse)
+
+    @property
+    def embed(self) -> Tensor:
+        """Tensor, shape = (V, codebook_dim): the entries."""
+        return self.embed_sum.float() / self.cluster_usage.float().clamp(min=EPSILON)[:, None]
+
+
+class VectorQuantization(nn.Module):
+    """One level of the residual quantizer; only a name in the checkpoints."""
+
+    def __init__(self, codebook_size: int, codebook_dim: int):
+        super().__init__()
+        self.codebook = Codebook(codebook_size, codebook_dim)
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """`num_quantizers` codebooks, each quantizing the residual of those before, between two projections."""
+
+    def __init__(self, config, num_quantizers: int):
+        super().__init__()
+        self.num_quantizers = num_quantizers
+        self.codebook_size = config.codebook_size
+        width, inner = config.hidden_size, config.vector_quantization_hidden_dimension
+        self.layers = nn.ModuleList(
+            [VectorQuantization(config.codebook_size, config.codebook_dim) for _ in range(num_quantizers)]
+        )
+        self.input_proj = nn.Conv1d(width, inner, 1, bias=False) if inner != width else None
+        self.output_proj = nn.Conv1d(inner, width, 1, bias=False) if inner != width else None
+        self._tables: tuple[object, Tensor, Tensor] | None = None
+
+    def train(self, mode: bool = True):
+        self._tables = None
+        return super().train(mode)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_tables": None}
+
+    def _apply(self, fn, recurse=True):
+        self._tables = None
+        return super()._apply(fn, recurse)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The codebooks ready for use, derived from the buffers whenever these have changed.
+
+        Changes through `.data`, which torch does not count, are seen in training mode, and by a call of `train` or
+        `eval`. An exported graph keeps the codebooks of its making, a compiled one those of the last [`prepare`].
+
+        Returns:
+            Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
+        """
+        if torch.compiler.is_compiling() and self._tables is not None:
+            return self._tables[1:]
+        codebooks = [layer.codebook for layer in self.layers]
+        buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
+        # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
+        key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
+        if self.training or self._tables is None or not _same(self._tables[0], key):
+            with torch.inference_mode(False), torch.no_grad():
+                entries = torch.stack([codebook.embed for codebook in codebooks])
+                self._tables = (key, entries, entries.square().sum(dim=2) / -2)
+        return self._tables[1:]
+
+    def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
+        """Nearest entries, found in single precision.
+
+        argmin |x - c|² = argmax (x·c - |c|²/2): one product per codebook.
+
+        Args:
+            latents: Tensor, shape = (B, F, D).
+
+        Returns:
+            Tensor, shape = (B, num_quantizers, F), int64.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
+            codes = []
+            for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
+                code = sum_of_products([residual], entries[None], offsets).argmax(dim=2)
+                residual = residual - F.embedding(code, entries)
+                codes.append(code)
+            return torch.stack(codes, dim=1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The sums of the entries that the codes name: all codebooks in one lookup.
+
+        Args:
+            codes: Tensor, shape = (B, K, F), integers, K up to `num_quantizers`.
+
+        Returns:
+            Tensor, shape = (B, F, D), in single precision where there is no projection.
+        """
+        batch, levels, frames = codes.shape
+        entries, _ = self.tables()
+        offsets = self.codebook_size * torch.arange(levels, device=codes.device)
+        rows = (codes.transpose(1, 2) + offsets).reshape(batch * frames, levels)
+        sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum").view(batch, frames, -1)
+        return _project(self.output_proj, sums)
+
+
+def _same(old_key, key) -> bool:
+    return len(old_key) == len(key) and all(
+        old[0] is new[0] and old[1] == new[1] for old, new in zip(old_key, key, strict=True)
+    )
+
+
+def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
+    if projection is None:
+        return x
+    weight = projection.weight.squeeze(2)
+    return sum_of_products([x.to(weight.dtype)], weight[None], None)
+
+
+class SplitResidualVectorQuantizer(nn.Module):
+    """A semantic and an acoustic residual quantizer of the same latents, their outputs summed."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_semantic_quantizers = config.num_semantic_quantizers
+        self.max_num_quantizers = config.num_quantizers
+        self.semantic_residual_vector_quantizer = ResidualVectorQuantizer(config, config.num_semantic_quantizers)
+        self.acoustic_residual_vector_quantizer = ResidualVectorQuantizer(
+            config, config.num_quantizers - config.num_semantic_quantizers
+        )
+        self.training_options = QuantizerTraining()
+
+    def prepare(self):
+        """Derive the codebooks where they have changed: a compiled graph takes them as they are."""
+        for residual, _ in self.halves():
+            residual.tables()
+
+    def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
+        """latents: Tensor, shape = (B, F, D) -> Tensor, shape = (B, num_quantizers, F), int64."""
+        semantic = self.num_semantic_quantizers
+        codes = self.semantic_residual_vector_quantizer.search(latents, semantic)
+        if num_quantizers > semantic:
+            acoustic = self.acoustic_residual_vector_quantizer.search(latents, num_quantizers - semantic)
+            codes = torch.cat([codes, acoustic], dim=1)
+        return codes
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes: Tensor, shape = (B, K, F), integers -> Tensor, shape = (B, F, D)."""
+        semantic = self.num_semantic_quantizers
+        latents = self.semantic_residual_vector_quantizer.lookup(codes[:, :semantic])
+        if codes.shape[1] > semantic:
+            latents = latents + self.acoustic_residual_vector_quantizer.lookup(codes[:, semantic:])
+        return latents
+
+    # In training
+
+    def halves(self):
+        """Both residual quantizers, each with the number of codebooks before its own."""
+        yield self.semantic_residual_vector_quantizer, 0
+        yield self.acoustic_residual_vector_quantizer, self.num_semantic_quantizers
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the codebooks have been made."""
+        return bool(self.semantic_residual_vector_quantizer.layers[0].codebook.initialized)
+
+    def reset_codebooks(self):
+        """Forget the codebooks: the next training step that may change them, or [`initialize`], makes new ones by
+        k-means."""
+        for half, _ in self.halves():
+            for layer in half.layers:
+                layer.codebook.initialized.zero_()
+
+    def initialize(self, latents: Tensor, batches: int = 1, mask: Tensor | None = None):
+        """Make the codebooks from latents, by k-means.
+
+        Args:
+            latents: Tensor, shape = (B, F, D), of this process: those of all are used. The more there are, the better.
+            batches: how many training steps they are of.
+            mask: Tensor, shape = (B, F), bool, True for the frames to use. None means all.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        iterations = self.training_options.kmeans_iterations
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            for half, _ in self.halves():
+                vectors = _project(half.input_proj, latents).float()
+                vectors = vectors.flatten(0, 1) if mask is None else vectors[mask]
+                initialize_codebooks([layer.codebook for layer in half.layers], vectors, iterations, batches)
+
+    def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
+        """What training mode makes of latents: [`search`] and [`lookup`] in one, with gradients, and the codebooks
+        moved on.
+
+        Args:
+            latents: Tensor, shape = (B, F, D).
+            mask: Tensor, shape = (B, F), bool, True for real frames.
+            num_quantizers: the most that a sequence uses.
+        """
+        options, fewest = self.training_options, self.num_semantic_quantizers
+        # A latent that is not finite shows in the loss; the codebooks would never be rid of it.
+        mask = mask & latents.isfinite().all(dim=2)
+        learns = options.enabled and options.update
+        if learns and not self.initialized:
+            self.initialize(latents, mask=mask)
+        levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)
+        outputs, codes, error, count = [], [], 0.0, 0.0
+        with torch.autocast(latents.device.type, enabled=False):
+            for half, before in self.halves():
+                x = _project(half.input_proj, latents).float()
+                if options.enabled:
+                    codebooks = [layer.codebook for layer in half.layers[: max(0, num_quantizers - before)]]
+                    y, code, half_error, half_count = quantize_levels(codebooks, x, levels - before, mask, options)
+                    # An unquantized latent goes through both projections, too: then it is what ever finer codebooks
+                    # come to, and the decoder sees one space.
+                    error, count = error + half_error, count + half_count
+                    codes.append(code)
+                    outputs.append((half, torch.where(raw[:, None, None], x, y), y))
+                else:
+                    outputs.append((half, x, x))
+            latents = sum(_project(half.output_proj, mixed) for half, mixed, _ in outputs)
+            semantic = _project(outputs[0][0].output_proj, outputs[0][2])
+        if not options.enabled:
+            codes = [latents.new_zeros(len(latents), num_quantizers, latents.shape[1], dtype=torch.int64)]
+            count, error = latents.new_ones(()), latents.new_zeros(())
+        return Quantized(latents, semantic, torch.cat(codes, dim=1), error / count.clamp(min=1))
+
+    def check_num_quantizers(self, num_quantizers: int | None) -> int:
+        """The number of codebooks to use: all where None.
+
+        Raises:
+            TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
+        """
+        if num_quantizers is None:
+            return self.max_num_quantizers
+        if isinstance(num_quantizers, bool) or not isinstance(num_quantizers, numbers.Real) or num_quantizers % 1 != 0:
+            raise TypeError(f"num_quantizers={num_quantizers!r} must be an integer.")
+        if not self.num_semantic_quantizers <= num_quantizers <= self.max_num_quantizers:
+            raise ValueError(
+                f"num_quantizers={num_quantizers}, but this model encodes with {self.num_semantic_quantizers} (its"
+                f" semantic quantizers alone) to {self.max_num_quantizers} of them. Choose a number in that range."
+            )
+        return int(num_quantizers)
+
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """The codes as int64.
+
+        Raises:
+            TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
+        """
+        size = self.semantic_residual_vector_quantizer.codebook_size
+        expected = "an integer tensor of shape (batch, num_quantizers, frames)"
+        if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
+            found = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
+        if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
+            raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
+        self.check_num_quantizers(codes.shape[1])
+        codes = codes.long()
+        low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
+                f" {size - 1}. Remove padding and special tokens before decoding."
+            )
+        return codes
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """[`search`] in transformers' native layout: Tensor, shape = (B, D, F) -> Tensor, shape = (K, B, F), int64."""
+        return self.search(latents.transpose(1, 2), self.check_num_quantizers(num_quantizers)).transpose(0, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[`lookup`] in transformers' native layout: Tensor, shape = (B, K, F) -> Tensor, shape = (B, D, F)."""
+        codes = self.check_codes(codes)
+        return self.lookup(codes).transpose(1, 2)

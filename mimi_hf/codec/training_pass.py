@@ -1,0 +1,54 @@
+"""What [`MimiModel`] does in training mode: encoder, quantizer and decoder in one, with gradients."""
+
+import torch
+from torch import Tensor
+
+from .losses import reconstruction_loss
+from .outputs import MimiTrainingOutput
+from .ragged import Ragged, frame_mask, sample_mask
+
+COMMITMENT = 0.25  # its weight in the sum, as in VQ-VAE (arXiv:1711.00937, section 3.2)
+
+
+def training_forward(
+    model, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
+) -> MimiTrainingOutput:
+    """One pass of training; the codebooks move on.
+
+    Args:
+        model: a [`MimiModel`] with both halves.
+        input_values: Tensor, shape = (B, audio_channels, N).
+        padding_mask, num_quantizers: as for [`MimiModel.encode`].
+        return_loss: compute the reconstruction loss, too, and the sum.
+    """
+    num_quantizers = model.quantizer.check_num_quantizers(num_quantizers)
+    rows = Ragged.of_audio(input_values, padding_mask, model.config.frame_size)
+    audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
+    mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)
+    latents, _ = model.encode_tile(audio.transpose(1, 2).to(model.dtype), None)
+    quantized = model.quantizer.quantize(latents, mask, num_quantizers)
+    decoded, _ = model.decode_tile(quantized.latents.to(model.dtype), None)
+    audio_values = rows.place_audio(decoded.transpose(1, 2))
+    output = MimiTrainingOutput(
+        commitment_loss=quantized.commitment,
+        audio_values=audio_values,
+        audio_codes=quantized.codes,
+        latents=latents,
+        semantic_latents=quantized.semantic,
+        audio_codes_mask=mask,
+    )
+    if return_loss:
+        rate = model.config.sampling_rate
+        output.reconstruction_loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
+        output.loss = output.reconstruction_loss + COMMITMENT * output.commitment_loss
+    return output
+
+
+def padded_reconstruction_loss(
+    audio: Tensor, padding_mask: Tensor | None, estimate: Tensor, sampling_rate: int
+) -> Tensor:
+    """[`reconstruction_loss`], where both are silent in the padding: nothing is learnt from it."""
+    if padding_mask is not None:
+        padding = ~sample_mask(padding_mask, len(audio), audio.shape[2])[:, None]
+        audio, estimate = audio.masked_fill(padding, 0), estimate.masked_fill(padding, 0)
+    return reconstruction_loss(audio, estimate, sampling_rate)

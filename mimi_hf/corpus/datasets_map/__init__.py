@@ -1,0 +1,1 @@
+"""Callables for `map` of `datasets`."""

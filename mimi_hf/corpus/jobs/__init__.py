@@ -1,0 +1,1 @@
+"""Corpora as jobs of shards."""

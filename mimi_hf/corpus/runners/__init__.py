@@ -1,0 +1,1 @@
+"""Who does which shard: processes, ranks, Ray."""

@@ -1,0 +1,210 @@
+"""Files on this machine and behind URLs: which there are, and opening them."""
+
+import itertools
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from mimi_hf.utils.remote import is_url, open_url, read_url
+
+logger = logging.getLogger(__name__)
+
+_GLOB = re.compile(r"[*?\[]")
+_PATTERN = re.compile(r"[*?\[{]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_MOST_BRACES = 1_000_000
+
+
+def join(root: str, name: str) -> str:
+    """The path or URL of a file that is called `name` as seen from the folder `root`.
+
+    Example:
+
+        >>> join("s3://bucket/lists", "../audio/a.wav")
+        's3://bucket/audio/a.wav'
+    """
+    if is_url(root) and not {".", ".."}.isdisjoint(name.split("/")):  # behind a URL these mean nothing
+        scheme, _, folder = root.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(folder, name))}"
+    return posixpath.join(root, name)
+
+
+def open_binary(path: str):
+    """A binary file that can seek, of a path or a URL that fsspec knows."""
+    return open_url(_no_chain(path)) if is_url(path) else open(path, "rb")
+
+
+def read_binary(path: str) -> bytes:
+    """The content of a path or a URL that fsspec knows."""
+    if is_url(path):
+        return read_url(_no_chain(path))
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def extension(name: str) -> str:
+    """What follows the last dot of a file's name, in lower case; `tar.gz` and the like count as one."""
+    parts = posixpath.basename(name).lower().split(".")
+    return ".".join(parts[-2:]) if len(parts) > 2 and parts[-2] == "tar" else parts[-1] if len(parts) > 1 else ""
+
+
+class Files:
+    """The files that a location names: one, all in a folder, or those that fit a pattern like `data-{000..012}.tar`.
+
+    Hidden files and folders are left out, and so is what is no regular file. Links are followed, in circles they are
+    not.
+
+    Args:
+        location: a path or URL of a file or folder, or a pattern of `*`, `**`, `?`, `[…]`, `{a,b}` and `{00..99}`.
+        leave_out: a folder, path or URL, whose files do not count, where it lies in that one.
+
+    Attributes:
+        root (str): the folder, absolute, or its URL.
+        names (list of str): paths of the files relative to `root`, sorted by their bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+    """
+
+    def __init__(self, location: str, leave_out: str | None = None):
+        self.location = location
+        self.left_out = leave_out and _file_system(leave_out)[1].rstrip("/") + "/"
+        file_system, path = _file_system(location)
+        self.is_folder = file_system.isdir(path)
+        if self.is_folder:
+            root, self.patterns = path, []
+        elif file_system.exists(path):
+            root, self.patterns = posixpath.dirname(path), [path]
+        else:
+            if not _PATTERN.search(path):
+                raise FileNotFoundError(f"There is no file or folder {location!r}. Check the spelling.")
+            parts = path.split("/")
+            first = next(i for i, part in enumerate(parts) if _PATTERN.search(part))
+            root, self.patterns = "/".join(parts[:first]), expand_braces(path)
+        self.root = (file_system.unstrip_protocol(root) if is_url(location) else root).rstrip("/") or "/"
+
+    @cached_property
+    def names(self) -> list[str]:
+        file_system, root = _file_system(self.root)
+        prefix = root.rstrip("/") + "/"
+        if not self.is_folder:
+            paths = itertools.chain.from_iterable(self._match(file_system, pattern) for pattern in self.patterns)
+            names = {path[len(prefix) :] for path in paths}
+        elif is_url(self.root):
+            names = {path[len(prefix) :] for path in file_system.find(root) if not path.endswith("/")}
+        else:
+            names = set(walk(root))
+        if self.left_out and self.left_out != prefix and self.left_out.startswith(prefix):
+            names = {name for name in names if not name.startswith(self.left_out[len(prefix) :])}
+        visible = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+        return sorted(visible, key=lambda name: name.encode("utf-8", "surrogateescape"))
+
+    def select(self, extensions: Iterable[str]) -> list[str]:
+        """The names that end in one of `extensions`; refuses it if there are none."""
+        wanted = set(extensions)
+        names = [name for name in self.names if extension(name) in wanted]
+        if not names:
+            raise ValueError(
+                f"{self.location!r} has no file that ends in {', '.join('.' + end for end in extensions)}"
+                f" ({len(self.names)} other files). Give another place, or another kind."
+            )
+        return names
+
+    def path(self, name: str) -> str:
+        return join(self.root, name)
+
+    def _match(self, file_system, pattern) -> list[str]:
+        if file_system.exists(pattern):
+            return [pattern]
+        found = file_system.glob(pattern, detail=True) if _GLOB.search(pattern) else {}
+        paths = [path for path, info in found.items() if info["type"] != "directory"]
+        if not paths:
+            raise FileNotFoundError(f"{self.location!r} names {pattern!r}, but there is no such file.")
+        return paths
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "names"}
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """What a shell makes of `{a,b}` and `{000..012}`.
+
+    Example:
+
+        >>> expand_braces("{a,b}-{08..10}.tar")
+        ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
+    """
+    pieces = _BRACES.split(pattern)  # text, inside of braces, text, …
+    choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
+    total = 1
+    for choice in choices:
+        total *= len(choice)
+    if total > _MOST_BRACES:
+        raise ValueError(f"{pattern!r} names {total} files, more than {_MOST_BRACES}. Use a narrower range, or `*`.")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str] | range:
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if not numbers:
+        return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+    first, last = numbers.groups()
+    if int(last) - int(first) >= _MOST_BRACES:
+        raise ValueError(f"{{{inside}}} names more than {_MOST_BRACES} files. Use a narrower range, or `*`.")
+    width = len(first) if first.startswith("0") else 0
+    return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+
+
+def _file_system(location: str):
+    """fsspec's file system of a location, and the path in it."""
+    if not is_url(location):  # not to fsspec, to which "::" in a path has a meaning
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem(), os.path.abspath(location)
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(_no_chain(location))
+
+
+def _no_chain(url: str) -> str:
+    if "::" in url:
+        raise ValueError(f"{url!r} is a chain of URLs, which is not supported. Unpack the archive first.")
+    return url
+
+
+def walk(root: str | os.PathLike) -> Iterator[str]:
+    """Names of all files under a local folder. Where a link leads back to a folder that it lies in, it is left; so is a
+    folder that may not be read, such as `lost+found`, with a warning."""
+    stack: list[tuple[str, tuple]] = [("", ())]
+    while stack:
+        folder, ancestors = stack.pop()
+        path = os.path.join(root, folder)
+        try:
+            identity = _identity(path)
+            if identity in ancestors:
+                continue
+            with os.scandir(path) as found:
+                entries = list(found)
+        except PermissionError as error:
+            if not folder:
+                raise
+            logger.warning("The folder %r is left out: it may not be read (%s).", path, error.strerror)
+            continue
+        for entry in entries:
+            name = posixpath.join(folder, entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                yield name  # a link to nowhere is an example, too, and will be found to be unreadable
+            elif entry.is_dir():
+                stack.append((name, (*ancestors, identity)))
+            elif entry.is_file():
+                yield name
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,1 @@
+"""Recordings through a model, one way for all."""

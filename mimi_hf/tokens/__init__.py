@@ -1,0 +1,1 @@
+"""Codes as ids of a language model, and back."""

@@ -1,0 +1,54 @@
+"""Files that appear whole or not at all, whatever they are called, and writing to what takes its time."""
+
+import io
+import os
+
+import pytest
+
+from mimi_hf.utils.files import write_all, written_beside
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="a device or a pipe"), written_beside(tmp_path / "pipe") as aside:
+        aside.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("語" * 83 + ".flac")  # 254 bytes
+    for text in ("old", "new"):
+        with written_beside(path) as aside:
+            aside.write_text(text)
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+class Slow(io.RawIOBase):
+    """A raw file that takes three bytes at a time, and nothing in the end."""
+
+    def __init__(self, room):
+        self.room, self.taken = room, b""
+
+    def write(self, data):
+        part = bytes(data[: min(3, self.room - len(self.taken))])
+        self.taken += part
+        return len(part) or None
+
+
+def test_all_is_written_or_it_is_told():
+    file = Slow(100)
+    write_all(file, b"0123456789")
+    assert file.taken == b"0123456789"
+    with pytest.raises(BlockingIOError):
+        write_all(Slow(5), b"0123456789")
+
+
+def test_objects_that_tell_nothing_take_everything():
+    taken = []
+
+    class Sink:
+        def write(self, data):
+            taken.append(bytes(data))
+
+    write_all(Sink(), b"0123456789")
+    assert taken == [b"0123456789"]
