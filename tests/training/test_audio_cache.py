@@ -283,7 +283,7 @@ def test_a_damaged_cache_is_prepared_again(tmp_path):
 
 KILLED = """
 import itertools, os, signal, sys
-from mimi_hf.training import audio_cache
+from mimi_hf.training.data import audio_cache
 copy, copied = audio_cache.copy_recording, itertools.count()
 def copy_or_die(*args):
     if next(copied) == 200:
