@@ -64,7 +64,7 @@ class _MimiPipeline(Pipeline):
                 f"This pipeline needs a MimiModel of mimi_hf, not a {type(model).__module__}.{type(model).__name__}."
                 " Name a Mimi checkpoint, or load it with AutoModel after `import mimi_hf`."
             )
-        model._need(self._half)
+        model.require_half(self._half)
         super().__init__(model=model, feature_extractor=_fit(feature_extractor, model.config), **kwargs)
 
     def __call__(self, inputs, **kwargs):

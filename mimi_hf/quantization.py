@@ -52,7 +52,7 @@ class MimiInt8Quantizer(HfQuantizer):
                 _set_weight(module, *quantize(module.weight, order))
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        model._arrange_weights()
+        model.arrange_weights()
         if not self.pre_quantized:
             found = list(quantizable(model, self.quantization_config.min_size))
             if not found:

@@ -3,7 +3,8 @@
 A convolution whose kernel is `taps * stride` reads, for each output step, `taps` consecutive blocks of `stride`
 samples. On a channels-last tensor such a block is a contiguous vector of `stride * C` numbers. So the convolution is
 the sum of `taps` matrix products of views, without im2col; a transposed convolution is the same sum the other way
-round, and its output is a view. Both keep their weights in a memory format in which the matrices are views too.
+round, and its output is a view. Once arranged, both keep their weights in a memory format in which the matrices are
+views too; until then, and in any other order, the results are the same but take longer.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class _ChannelsLastConv(nn.Module):
 
     @torch.inference_mode(False)  # the weight must stay fit for training
     @torch.no_grad()
-    def arrange_weight(self):
+    def arrange_weight(self) -> None:
         """Lay the weight out in memory so that its matrices are views with contiguous rows. Its shape stays."""
         weight = self.conv.weight
         if weight.is_inference():
@@ -107,7 +108,6 @@ class CausalConv1d(_ChannelsLastConv):
         self.taps = kernel_size // stride
         self.pad_mode = pad_mode
         self.padding_total = (kernel_size - 1) * dilation + 1 - stride
-        self.arrange_weight()
 
     def forward(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState | None]:
         """x: Tensor, shape = (B, T, C), T a multiple of the stride -> Tensor, shape = (B, T / stride, out_channels)."""
@@ -162,7 +162,6 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         self.groups = groups
         self.taps = kernel_size // stride
         self.padding_total = self.taps - 1
-        self.arrange_weight()
 
     def forward(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
         """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T * stride, out_channels)."""

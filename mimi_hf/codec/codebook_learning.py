@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from .codebook import nearest_entries, search_offsets
+
 _LEAST_USAGE = 1e-3  # of an entry
 
 
@@ -103,7 +105,7 @@ def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, op
     for level, codebook in enumerate(codebooks):
         entries = codebook.embed
         vectors = residual.detach()
-        code = torch.matmul(vectors, entries.t()).sub_(entries.square().sum(dim=1) / 2).argmax(dim=2)
+        code = nearest_entries(vectors, entries, search_offsets(entries))
         chosen = F.embedding(code, entries)
         if options.update:
             update_codebook(codebook, vectors[mask], code[mask], options)
@@ -192,8 +194,9 @@ def kmeans(vectors: Tensor, size: int, iterations: int) -> tuple[Tensor, Tensor]
 
 
 def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
-    offsets = entries.square().sum(dim=1) / 2
-    return torch.cat([(part @ entries.t() - offsets).argmax(dim=1) for part in vectors.split(4096)])
+    """[`nearest_entries`] of vectors, shape = (n, width), some thousand at a time."""
+    offsets = search_offsets(entries)
+    return torch.cat([nearest_entries(part[None], entries, offsets)[0] for part in vectors.split(4096)])
 
 
 def _pick(vectors: Tensor, count: int) -> Tensor:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .ragged import sample_mask
+
 # Samples of each STFT's window: the longest resolves harmonics, at 24 kHz, to 4 kHz, the shortest pulses of the voice.
 WINDOWS = (2048, 1024, 512, 128, 64)
 # Mel bands for each window: as many as make the narrowest a little narrower than a bin of the STFT.
@@ -340,6 +342,16 @@ def _log_magnitude(targets, estimates, floor) -> Tensor:
 
 def _log(magnitudes: Tensor, floor: float) -> Tensor:
     return (magnitudes + floor).log()
+
+
+def padded_reconstruction_loss(
+    audio: Tensor, padding_mask: Tensor | None, estimate: Tensor, sampling_rate: int
+) -> Tensor:
+    """[`reconstruction_loss`], where both are silent in the padding: nothing is learnt from it."""
+    if padding_mask is not None:
+        padding = ~sample_mask(padding_mask, len(audio), audio.shape[2])[:, None]
+        audio, estimate = audio.masked_fill(padding, 0), estimate.masked_fill(padding, 0)
+    return reconstruction_loss(audio, estimate, sampling_rate)
 
 
 def _check_audio(target: Tensor, estimate: Tensor):

@@ -84,7 +84,7 @@ def _takes_int8(rows: Tensor) -> bool:
     """Few rows, of a width that torch's kernel can take, and no gradient.
 
     The kernel crashes where a row is no multiple of 32 bytes, or begins at none: activations never do, and
-    `MimiModel._arrange_weights` sees to the weights.
+    `MimiModel.arrange_weights` sees to the weights.
     """
     gradient = torch.is_grad_enabled() and rows.requires_grad
     return _few(rows, FEW_ROWS_INT8) and rows.shape[1] % 32 == 0 and not gradient

@@ -2,42 +2,15 @@
 section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
 others quantize another projection, each what its predecessors left over."""
 
-import numbers
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_codes, check_num_quantizers
+from .codebook import EPSILON as EPSILON
+from .codebook import Codebook, nearest_entries, search_offsets
 from .codebook_learning import Quantized, QuantizerTraining, draw, initialize_codebooks, quantize_levels
 from .matmul import sum_of_products
-
-EPSILON = 1e-5
-_INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
-
-
-class Codebook(nn.Module):
-    """The buffers of one codebook as the checkpoints store them: sums and counts of a moving average.
-
-    They stay in single precision whatever the model is converted to: rounding them would change codes.
-    """
-
-    def __init__(self, codebook_size: int, codebook_dim: int):
-        super().__init__()
-        self.register_buffer("initialized", torch.ones(1, dtype=torch.float32))
-        self.register_buffer("cluster_usage", torch.ones(codebook_size, dtype=torch.float32))
-        self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim, dtype=torch.float32))
-
-    def _apply(self, fn, recurse=True):
-        def keep_precision(tensor):
-            moved = fn(tensor)
-            return moved if moved.dtype == torch.float32 else tensor.to(moved.device, torch.float32)
-
-        return super()._apply(keep_precision, recurse)
-
-    @property
-    def embed(self) -> Tensor:
-        """Tensor, shape = (V, codebook_dim): the entries."""
-        return self.embed_sum.float() / self.cluster_usage.float().clamp(min=EPSILON)[:, None]
 
 
 class VectorQuantization(nn.Module):
@@ -92,13 +65,11 @@ class ResidualVectorQuantizer(nn.Module):
         if self.training or self._tables is None or not _same(self._tables[0], key):
             with torch.inference_mode(False), torch.no_grad():
                 entries = torch.stack([codebook.embed for codebook in codebooks])
-                self._tables = (key, entries, entries.square().sum(dim=2) / -2)
+                self._tables = (key, entries, search_offsets(entries))
         return self._tables[1:]
 
     def search(self, latents: Tensor, num_quantizers: int) -> Tensor:
         """Nearest entries, found in single precision.
-
-        argmin |x - c|² = argmax (x·c - |c|²/2): one product per codebook.
 
         Args:
             latents: Tensor, shape = (B, F, D).
@@ -110,7 +81,7 @@ class ResidualVectorQuantizer(nn.Module):
             residual = _project(self.input_proj, latents).float()  # (B, F, codebook_dim)
             codes = []
             for entries, offsets in zip(*(table[:num_quantizers] for table in self.tables()), strict=True):
-                code = sum_of_products([residual], entries[None], offsets).argmax(dim=2)
+                code = nearest_entries(residual, entries, offsets)
                 residual = residual - F.embedding(code, entries)
                 codes.append(code)
             return torch.stack(codes, dim=1)
@@ -260,16 +231,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         Raises:
             TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
         """
-        if num_quantizers is None:
-            return self.max_num_quantizers
-        if isinstance(num_quantizers, bool) or not isinstance(num_quantizers, numbers.Real) or num_quantizers % 1 != 0:
-            raise TypeError(f"num_quantizers={num_quantizers!r} must be an integer.")
-        if not self.num_semantic_quantizers <= num_quantizers <= self.max_num_quantizers:
-            raise ValueError(
-                f"num_quantizers={num_quantizers}, but this model encodes with {self.num_semantic_quantizers} (its"
-                f" semantic quantizers alone) to {self.max_num_quantizers} of them. Choose a number in that range."
-            )
-        return int(num_quantizers)
+        return check_num_quantizers(num_quantizers, self.num_semantic_quantizers, self.max_num_quantizers)
 
     def check_codes(self, codes: Tensor) -> Tensor:
         """The codes as int64.
@@ -278,21 +240,7 @@ class SplitResidualVectorQuantizer(nn.Module):
             TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
         """
         size = self.semantic_residual_vector_quantizer.codebook_size
-        expected = "an integer tensor of shape (batch, num_quantizers, frames)"
-        if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:
-            found = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
-            raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
-        if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
-            raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
-        self.check_num_quantizers(codes.shape[1])
-        codes = codes.long()
-        low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"audio_codes holds values from {low} to {high}, but this model's codebooks have entries 0 to"
-                f" {size - 1}. Remove padding and special tokens before decoding."
-            )
-        return codes
+        return check_codes(codes, size, self.num_semantic_quantizers, self.max_num_quantizers)
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
         """[`search`] in transformers' native layout: Tensor, shape = (B, D, F) -> Tensor, shape = (K, B, F), int64."""

@@ -4,9 +4,18 @@ Each convolution activates its own input. `layers` holds an identity where the p
 of its own, so that parameter names agree.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from .causal_conv import CausalConv1d, CausalConvTranspose1d
+from .pieces import run_in_pieces
+from .state import State
+
+if TYPE_CHECKING:
+    from mimi_hf.configuration_mimi import MimiConfig
 
 
 class ResidualBlock(nn.Module):
@@ -27,7 +36,7 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = CausalConv1d(channels, channels, 1) if conv_shortcut else None
 
-    def forward(self, x: Tensor, state) -> tuple[Tensor, tuple]:
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """x: Tensor, shape = (B, T, C) -> Tensor, shape = (B, T, C)."""
         _, narrow, _, widen = self.block
         y, state = narrow(x, state)
@@ -37,12 +46,20 @@ class ResidualBlock(nn.Module):
         return y.add_(x), state
 
 
-class _SEANet(nn.Module):
-    """A chain of layers, of which the convolutions and residual blocks have a state."""
+class SEANet(nn.Module):
+    """A chain of layers, of which the convolutions and residual blocks have a state.
+
+    frame: steps of the input in a frame of codes.
+    """
 
     layers: nn.ModuleList
+    frame: int
 
-    def forward(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple]:
+    def forward(self, x: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
+        """x: Tensor, shape = (B, F * frame, C), and the state before, None at the beginning."""
+        return run_in_pieces(self._run, x, state, self.frame, self.training)
+
+    def _run(self, x: Tensor, states: tuple | None) -> tuple[Tensor, tuple]:
         layers = [layer for layer in self.layers if not isinstance(layer, nn.Identity)]
         new_states = []
         for layer, state in zip(layers, states or [None] * len(layers), strict=True):
@@ -51,11 +68,12 @@ class _SEANet(nn.Module):
         return x, tuple(new_states)
 
 
-class SEANetEncoder(_SEANet):
+class SEANetEncoder(SEANet):
     """Tensor, shape = (B, N, audio_channels) -> Tensor, shape = (B, N / prod(ratios), hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: MimiConfig):
         super().__init__()
+        self.frame = config.frame_size
         channels = config.num_filters
         layers = [CausalConv1d(config.audio_channels, channels, config.kernel_size, pad_mode=config.pad_mode)]
         for ratio in reversed(config.upsampling_ratios):
@@ -72,11 +90,12 @@ class SEANetEncoder(_SEANet):
         self.layers = nn.ModuleList(layers)
 
 
-class SEANetDecoder(_SEANet):
+class SEANetDecoder(SEANet):
     """Tensor, shape = (B, T, hidden_size) -> Tensor, shape = (B, T * prod(ratios), audio_channels)."""
 
-    def __init__(self, config):
+    def __init__(self, config: MimiConfig):
         super().__init__()
+        self.frame = config.latent_stride
         channels = config.num_filters * 2 ** len(config.upsampling_ratios)
         layers = [CausalConv1d(config.hidden_size, channels, config.kernel_size, pad_mode=config.pad_mode)]
         for ratio in config.upsampling_ratios:
@@ -93,7 +112,7 @@ class SEANetDecoder(_SEANet):
         self.layers = nn.ModuleList(layers)
 
 
-def residual_blocks(config, channels: int) -> list[ResidualBlock]:
+def residual_blocks(config: MimiConfig, channels: int) -> list[ResidualBlock]:
     """The residual blocks of one level, their dilations growing."""
     return [
         ResidualBlock(

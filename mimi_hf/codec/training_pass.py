@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from .losses import reconstruction_loss
+from .losses import padded_reconstruction_loss
 from .outputs import MimiTrainingOutput
-from .ragged import Ragged, frame_mask, sample_mask
+from .ragged import Ragged, frame_mask
 
 COMMITMENT = 0.25  # its weight in the sum, as in VQ-VAE (arXiv:1711.00937, section 3.2)
 
 
-def training_forward(
+def training_pass(
     model, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
 ) -> MimiTrainingOutput:
     """One pass of training; the codebooks move on.
@@ -42,13 +42,3 @@ def training_forward(
         output.reconstruction_loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
         output.loss = output.reconstruction_loss + COMMITMENT * output.commitment_loss
     return output
-
-
-def padded_reconstruction_loss(
-    audio: Tensor, padding_mask: Tensor | None, estimate: Tensor, sampling_rate: int
-) -> Tensor:
-    """[`reconstruction_loss`], where both are silent in the padding: nothing is learnt from it."""
-    if padding_mask is not None:
-        padding = ~sample_mask(padding_mask, len(audio), audio.shape[2])[:, None]
-        audio, estimate = audio.masked_fill(padding, 0), estimate.masked_fill(padding, 0)
-    return reconstruction_loss(audio, estimate, sampling_rate)

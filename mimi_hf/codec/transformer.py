@@ -36,6 +36,11 @@ class TransformerState(NamedTuple):
         """R."""
         return self.keys[0].shape[2]
 
+    def select_rows(self, rows: Tensor, other: "TransformerState") -> "TransformerState":
+        """This state in some rows, `other` in the rest, which paused: what a step wrote for these into the rings, which
+        it may share with `other`, no step looks at before the next one of their own overwrites it."""
+        return self._replace(position=torch.where(rows, self.position, other.position))
+
 
 def ring_slots(window: int, steps: int) -> int:
     """Slots of a ring that `steps` steps are written to at once: they must not overwrite what the first of them sees.

@@ -9,7 +9,7 @@ from support.tiny import FRAME, assert_same_audio, make_audio, make_model
 
 from mimi_hf import MimiInt8Config, MimiModel
 from mimi_hf.codec.state import copy_state
-from mimi_hf.codec.streaming import decoder_step, encoder_step
+from mimi_hf.codec.steps import decoder_step, encoder_step
 
 
 class Step(torch.nn.Module):
@@ -132,8 +132,8 @@ def test_compiled_streams_equal_plain_ones():
     assert torch.equal(streams[1].push(chunk), streams[0].push(chunk))
 
     other = copy.deepcopy(model)  # compiles for itself
-    assert other._compiled_steps == {} and model._compiled_steps
-    assert model.to(torch.float64)._compiled_steps == {}
+    assert other.compiled_steps == {} and model.compiled_steps
+    assert model.to(torch.float64).compiled_steps == {}
 
 
 @needs_compiler

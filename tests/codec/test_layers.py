@@ -71,12 +71,11 @@ def test_transposed_convolution_equals_torch_and_its_pieces(kernel_size, stride,
 @pytest.mark.parametrize("layer", [CausalConv1d(20, 5, 4, stride=2), CausalConvTranspose1d(20, 5, 4, stride=2)])
 def test_weights_keep_their_shape_in_another_memory_format(layer):
     shape = layer.conv.weight.shape
-    assert layer.conv.weight.permute(layer.memory_order).is_contiguous()
+    assert layer.conv.weight.is_contiguous()
     x = torch.randn(1, 4, 20)
-    arranged = layer(x, None)[0]
-    layer.conv.weight.data = layer.conv.weight.data.contiguous()
-    torch.testing.assert_close(layer(x, None)[0], arranged)  # any strides give the same
+    expected = layer(x, None)[0]
     layer.arrange_weight()
+    torch.testing.assert_close(layer(x, None)[0], expected)  # any strides give the same
     assert layer.conv.weight.permute(layer.memory_order).is_contiguous()
     assert layer.conv.weight.shape == shape
 

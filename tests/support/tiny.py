@@ -57,3 +57,8 @@ def assert_same_audio(actual, expected):
     """Equal within 1e-5 of the peak: what rounding in another order may do."""
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def snr(signal, other):
+    """Signal-to-noise ratio of `other` as an approximation of `signal`, in dB."""
+    return float(10 * torch.log10(signal.square().sum() / (signal - other).float().square().sum()))

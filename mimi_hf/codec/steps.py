@@ -1,0 +1,81 @@
+"""What an engine offers: two steps and a config. [`mimi_hf.codec.tiles.TiledCodec`] makes a codec of them."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .state import State
+
+# Input and the state before (None begins) -> output and the state after.
+Step = Callable[[Tensor, State], tuple[Tensor, State]]
+
+
+class CodecConfig(Protocol):
+    """What a codec must know of itself; [`mimi_hf.MimiConfig`] has it all.
+
+    frame_size: samples of a frame; frame_rate: frames of a second.
+    codebook_size: V; num_quantizers: K of all codebooks; num_semantic_quantizers: of those that come first.
+    encoder_config, decoder_config: None where that half is missing.
+    use_streaming, use_cache, return_dict: defaults of the arguments of these names.
+    """
+
+    sampling_rate: int
+    audio_channels: int
+    codebook_size: int
+    num_quantizers: int
+    num_semantic_quantizers: int
+    use_streaming: bool
+    use_cache: bool
+    return_dict: bool | None
+
+    @property
+    def frame_size(self) -> int: ...
+    @property
+    def frame_rate(self) -> float: ...
+    @property
+    def encoder_config(self) -> Any: ...
+    @property
+    def decoder_config(self) -> Any: ...
+
+
+class Steps(Protocol):
+    """An engine: it computes some whole frames, and hands on what it must remember.
+
+    A state is a tree of tensors, batch first, of which all zeros means: nothing has come yet (see `state`). A step may
+    reuse the memory of the state that it is given.
+    """
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def encode_step(self, audio: Tensor, state: State, num_quantizers: int) -> tuple[Tensor, State]:
+        """Tensor, shape = (B, F * frame_size, audio_channels) -> Tensor, shape = (B, num_quantizers, F), int64."""
+        ...
+
+    def decode_step(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
+        """Tensor, shape = (B, K, F), int64 -> Tensor, shape = (B, F * frame_size, audio_channels)."""
+        ...
+
+
+def encoder_step(codec: Steps, num_quantizers: int) -> Step:
+    """The step of an encoder as a function of audio and state alone, to compile or export."""
+
+    def encode(audio: Tensor, state: State) -> tuple[Tensor, State]:
+        return codec.encode_step(audio, state, num_quantizers)
+
+    return encode
+
+
+def decoder_step(codec: Steps) -> Step:
+    """The step of a decoder as a function of codes and state alone, to compile or export."""
+
+    def decode(codes: Tensor, state: State) -> tuple[Tensor, State]:
+        return codec.decode_step(codes, state)
+
+    return decode

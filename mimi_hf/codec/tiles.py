@@ -1,0 +1,385 @@
+"""Two steps become a codec: offline in tiles, in ragged batches, as streams, and in calls of transformers' style.
+
+Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles of a few seconds. So the result
+does not depend on how the input is cut, and memory does not grow with its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_audio, check_codes, check_num_quantizers
+from .losses import padded_reconstruction_loss
+from .native_caches import find_stream, refuse_padding
+from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
+from .pieces import even_parts
+from .ragged import Ragged, check_mask, frame_mask, sample_mask
+from .state import State
+from .steps import Step, decoder_step, encoder_step
+from .streaming import DecoderStream, EncoderStream
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
+
+# Frames of a tile, all rows together: enough rows for the products of the transformers.
+_TILE_FRAMES_CPU, _TILE_FRAMES = 192, 1024
+
+
+class TiledCodec:
+    """A codec on the steps of an engine, which derives from it and has the attributes of [`Steps`].
+
+    The codec keeps no stream state: one codec serves many streams and threads.
+
+    compiled_steps: the compiled forms of steps, for single frames of streams; None where nothing is to be compiled.
+    """
+
+    config: Any
+    compiled_steps: dict[tuple, Any] | None = None
+
+    if TYPE_CHECKING:  # of torch.nn.Module and transformers, or of the engine
+        training: bool
+
+        @property
+        def device(self) -> torch.device: ...
+        @property
+        def dtype(self) -> torch.dtype: ...
+
+    # What an engine offers
+
+    def encode_step(self, audio: Tensor, state: State, num_quantizers: int) -> tuple[Tensor, State]:
+        """Codes of some whole frames.
+
+        Args:
+            audio: Tensor, shape = (B, F * frame_size, audio_channels), of the codec's dtype.
+            state: what the step before returned; None begins. Its memory may be used again where no gradient is
+                recorded: keep a `copy_state` of it to go on from there more than once.
+            num_quantizers: K, codebooks to use.
+
+        Returns:
+            Tensor, shape = (B, K, F), int64, and the state for the next step.
+
+        Raises:
+            ValueError: the audio is too loud for the precision of the codec.
+        """
+        raise NotImplementedError
+
+    def decode_step(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
+        """Audio of some frames.
+
+        Args:
+            codes: Tensor, shape = (B, K, F), int64.
+            state: as for [`encode_step`].
+
+        Returns:
+            Tensor, shape = (B, F * frame_size, audio_channels), and the state for the next step.
+        """
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Bring up to date what steps rely on, before the first of them is taken."""
+
+    def tile_frames(self, batch_size: int) -> int:
+        """Frames that a step takes best at once offline, for a batch of that size."""
+        return max(1, (_TILE_FRAMES_CPU if self.device.type == "cpu" else _TILE_FRAMES) // batch_size)
+
+    def is_settled(self, state: State) -> bool:
+        """Whether the tensors of `state` have the shapes that steps of single frames leave: those that are compiled."""
+        return True
+
+    # Lengths, masks and checks
+
+    def get_encoded_length(self, input_length: int | Tensor) -> Tensor:
+        """Frames that `input_length` samples encode to, the last one padded: Tensor of the same shape, int64."""
+        return -(-torch.as_tensor(input_length) // self.config.frame_size)
+
+    def get_audio_codes_mask(self, padding_mask: Tensor, padding_side: str = "right") -> Tensor:
+        """Which frames of a padded batch are real.
+
+        Args:
+            padding_mask: Tensor, shape = (B, N) or (B, C, N), nonzero for real samples.
+            padding_side: where the padding is, "right" or "left".
+
+        Returns:
+            Tensor, shape = (B, F), bool, F the frames of the longest row.
+
+        Raises:
+            TypeError, ValueError: for a mask of another type or shape, or another side.
+        """
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side={padding_side!r} must be 'left' or 'right'.")
+        check_mask(padding_mask, "padding_mask")
+        mask = sample_mask(padding_mask, max(1, len(padding_mask)), padding_mask.shape[-1])
+        frames = self.get_encoded_length(mask.sum(dim=1))
+        return frame_mask(frames, int(frames.max()), left=padding_side == "left")
+
+    @property
+    def bits_per_codebook(self) -> int:
+        """Bits of a code: log2 V."""
+        return self.config.codebook_size.bit_length() - 1
+
+    def check_num_quantizers(self, num_quantizers: int | None) -> int:
+        """The number of codebooks to use: all where None.
+
+        Raises:
+            TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
+        """
+        return check_num_quantizers(num_quantizers, self.config.num_semantic_quantizers, self.config.num_quantizers)
+
+    def check_codes(self, codes: Tensor) -> Tensor:
+        """The codes as int64.
+
+        Raises:
+            TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
+        """
+        config = self.config
+        return check_codes(codes, config.codebook_size, config.num_semantic_quantizers, config.num_quantizers)
+
+    def check_audio(self, audio: Tensor) -> None:
+        """Refuse what is no float tensor of shape (B, audio_channels, N).
+
+        Raises:
+            TypeError, ValueError: with what was found and what is needed.
+        """
+        check_audio(audio, self.config.audio_channels)
+
+    def require_half(self, half: str) -> None:
+        """Refuse to go on where the "encoder" or the "decoder" is missing.
+
+        Raises:
+            ValueError: it was left out when the codec was loaded.
+        """
+        if getattr(self, half, self) is None or getattr(self.config, f"{half}_config") is None:
+            raise ValueError(
+                f"This model was loaded without its {half} (`{half}_config=None`). Load it without that argument."
+            )
+
+    # Audio to codes
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        padding_cache: EncoderStream | None = None,
+        use_streaming: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MimiEncoderOutput | tuple:
+        """Encode audio into codes.
+
+        Args:
+            input_values: Tensor, shape = (B, audio_channels, N), at `config.sampling_rate`, about -1 to 1.
+            padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), nonzero for real samples, which are one run
+                per row. Every row gets the frames that it gets alone; they stand on the side where its samples do.
+            num_quantizers: how many codebooks to use, from the semantic ones alone to all (the default).
+            encoder_past_key_values, padding_cache: the stream that the last call returned, to continue it; one is
+                enough. An empty cache of transformers begins a stream.
+            use_streaming: begin a stream. A call then returns the frames that are whole, and keeps the rest.
+            return_dict: a tuple instead of a [`MimiEncoderOutput`] where False, without `audio_codes_mask`.
+
+        Raises:
+            TypeError, ValueError: for input of another shape, type or range, or that is not finite.
+        """
+        self.require_half("encoder")
+        num_quantizers = self.check_num_quantizers(num_quantizers)
+        self.check_audio(input_values)
+        stream = find_stream(
+            self,
+            EncoderStream,
+            (encoder_past_key_values, padding_cache),
+            self.config.use_streaming if use_streaming is None else use_streaming,
+            lambda: self.encoder_stream(len(input_values), num_quantizers),
+        )
+        if stream is not None:
+            refuse_padding(padding_mask)
+            codes = stream.push(input_values, num_quantizers=num_quantizers)
+            mask = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool, device=codes.device)
+            return self._output(MimiEncoderOutput(codes, stream, stream, mask), return_dict)
+        rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
+        codes = input_values.new_zeros(len(input_values), num_quantizers, rows.frames, dtype=torch.int64)
+        with torch.no_grad():
+            for start, stop, tile in self.encode_tiles(input_values, rows, encoder_step(self, num_quantizers)):
+                codes[..., start:stop] = tile
+        output = MimiEncoderOutput(rows.place_frames(codes), audio_codes_mask=rows.frame_mask(codes.device))
+        return self._output(output, return_dict)
+
+    def encode_tiles(self, input_values: Tensor, rows: Ragged, step: Step) -> Iterator[tuple[int, int, Tensor]]:
+        """First frame, last frame + 1 and what `step` makes of each tile of a batch.
+
+        Args:
+            input_values: Tensor, shape = (B, audio_channels, N).
+            rows: where its rows lie.
+            step: takes audio, shape = (B, F * frame_size, audio_channels).
+
+        Raises:
+            ValueError: for audio that is not finite.
+        """
+
+        def cut(start: int, stop: int) -> Tensor:
+            audio = rows.cut_audio(input_values, start * rows.frame_size, stop * rows.frame_size)
+            if not torch.isfinite(audio).all():
+                raise ValueError(
+                    "input_values holds NaN or infinity among its real samples. Encode finite audio, about -1 to 1."
+                )
+            return audio.transpose(1, 2).to(self.dtype)
+
+        return self._tiles(rows.frames, len(input_values), cut, step)
+
+    # Codes to audio
+
+    def decode(
+        self,
+        audio_codes: Tensor,
+        padding_mask: Tensor | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        use_streaming: bool | None = None,
+        use_cache: bool | None = None,
+        audio_codes_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MimiDecoderOutput | tuple:
+        """Decode codes into audio.
+
+        Args:
+            audio_codes: Tensor, shape = (B, K, F), integers, K from the semantic quantizers alone to all.
+            padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), the mask of the audio that was encoded: the
+                output is as long as it, holds each row's real samples in their place, and zeros elsewhere.
+            decoder_past_key_values: the stream that the last call returned, to continue it.
+            use_streaming, use_cache: begin a stream (either name will do).
+            audio_codes_mask: Tensor, shape = (B, F), nonzero for real frames, where there is no mask of samples.
+            return_dict: a tuple instead of a [`MimiDecoderOutput`] where False.
+
+        Raises:
+            TypeError, ValueError: for codes of another shape, type or range, or a mask that does not fit.
+        """
+        self.require_half("decoder")
+        audio_codes = self.check_codes(audio_codes)
+        stream = find_stream(
+            self,
+            DecoderStream,
+            (decoder_past_key_values,),
+            next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
+            lambda: self.decoder_stream(len(audio_codes)),
+        )
+        if stream is not None:
+            refuse_padding(padding_mask, audio_codes_mask)
+            return self._output(MimiDecoderOutput(stream.push(audio_codes), stream), return_dict)
+        rows = Ragged.of_codes(audio_codes, padding_mask, audio_codes_mask, self.config.frame_size)
+        audio = self.decode_tiles(audio_codes, rows, decoder_step(self))
+        return self._output(MimiDecoderOutput(audio), return_dict)
+
+    def decode_tiles(self, source: Tensor, rows: Ragged, step: Step) -> Tensor:
+        """The audio that `step` makes of a batch, tile by tile: Tensor, shape = (B, audio_channels, N).
+
+        Args:
+            source: Tensor, shape = (B, K or D, F).
+            rows: where its rows lie.
+            step: takes some frames of the source.
+        """
+
+        def cut(start: int, stop: int) -> Tensor:
+            return rows.cut_frames(source, start, stop)
+
+        # Autograd wants the tiles; without it they go straight to their place, so that no second copy is ever held.
+        tiles, whole = [], None
+        if not torch.is_grad_enabled() or rows.frames == 0:
+            shape = (len(source), self.config.audio_channels, rows.num_samples)
+            whole = torch.zeros(shape, dtype=self.dtype, device=source.device)
+        for start, _, tile in self._tiles(rows.frames, len(source), cut, step):
+            audio = tile.transpose(1, 2).to(self.dtype)  # autocast may give another one
+            if whole is None:
+                tiles.append(audio)
+            else:
+                rows.write_audio(whole, audio, start * rows.frame_size)
+        return rows.place_audio(torch.cat(tiles, dim=2)) if whole is None else whole
+
+    # Both
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
+        audio_codes: Tensor | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        padding_cache: EncoderStream | None = None,
+        use_streaming: bool | None = None,
+        return_dict: bool | None = None,
+        return_loss: bool | None = None,
+    ) -> Any:
+        """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
+        `input_values` or `padding_mask`, where one is given).
+
+        Args:
+            return_loss: compute the reconstruction loss as well. A stream has none. (transformers' Trainer has an
+                `eval_loss` where its batches hold `"return_loss": True`.)
+
+        The other arguments are those of [`encode`] and [`decode`].
+
+        Returns:
+            A [`MimiOutput`], or a tuple.
+        """
+        caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
+        streaming = self.is_streaming(use_streaming, *caches)
+        encoded = MimiEncoderOutput(audio_codes)
+        if audio_codes is None:
+            encoded = self.encode(
+                input_values, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
+            )
+        if padding_mask is None and input_values is not None and not streaming:
+            padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
+        decoded = self.decode(
+            encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
+        )
+        output = MimiOutput(
+            encoded.audio_codes,
+            decoded.audio_values,
+            encoded.encoder_past_key_values,
+            decoded.decoder_past_key_values,
+            encoded.audio_codes_mask,
+        )
+        if return_loss and input_values is not None and not streaming:
+            rate = self.config.sampling_rate
+            output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
+        return self._output(output, return_dict)
+
+    def is_streaming(self, use_streaming: bool | None, *caches: Any) -> bool:
+        """Whether a call of `forward` with these arguments belongs to a stream."""
+        wanted = self.config.use_streaming if use_streaming is None else use_streaming
+        return wanted or any(cache is not None for cache in caches)
+
+    # Streams
+
+    def encoder_stream(self, batch_size: int = 1, num_quantizers: int | None = None) -> EncoderStream:
+        """A stream that turns audio into codes as it comes; see [`EncoderStream`]."""
+        self.require_half("encoder")
+        self.prepare()
+        return EncoderStream(self, batch_size, self.check_num_quantizers(num_quantizers))
+
+    def decoder_stream(self, batch_size: int = 1) -> DecoderStream:
+        """A stream that turns codes into audio as they come; see [`DecoderStream`]."""
+        self.require_half("decoder")
+        self.prepare()
+        return DecoderStream(self, batch_size)
+
+    # Helpers
+
+    def _tiles(
+        self, frames: int, batch_size: int, cut: Callable[[int, int], Tensor], step: Step
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """First frame, last frame + 1 and the output of each tile, `cut(start, stop)` its input."""
+        self.prepare()
+        state = None
+        for start, stop in even_parts(frames, self.tile_frames(batch_size)):
+            y, state = step(cut(start, stop), state)
+            yield start, stop, y
+
+    def _output(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        if self.config.return_dict if return_dict is None else return_dict:
+            return output
+        # Tuples are as native's, which knows no such mask.
+        return tuple(value for name, value in output.items() if name != "audio_codes_mask")
