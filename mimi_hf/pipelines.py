@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoTokenizer, FeatureExtractionPipeline, Pipeline
 
-from .audio.mix import check_rate, to_numpy
+from .audio.mix import check_rate
 from .feature_extraction_mimi import MimiFeatureExtractor
 from .inference.batches import cut_batches, decode_all, default_batch_seconds
 from .modeling_mimi import MimiModel
+from .utils.arrays import to_numpy
 from .utils.remote import fetch
 
 # Where the data sets of `datasets` and their columns are defined: not to be imported for a look at a type.

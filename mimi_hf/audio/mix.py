@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mimi_hf.utils.arrays import to_numpy
 from mimi_hf.utils.files import written_beside
 
 # What is written, by extension: libsndfile's name of the format, the most channels and the highest sampling rate that
@@ -141,14 +142,6 @@ def check_rate(rate, name="sampling_rate"):
     if not 1 <= value < math.inf:
         raise ValueError(f"{name}={rate!r} must be positive: at least 1 sample per second. Give it in Hz, like 24000.")
     return int(value) if value == int(value) else float(value)
-
-
-def to_numpy(array):
-    """A numpy array of `array`; of a torch tensor on any device too, even one that needs gradients or is bfloat16."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = array.float().numpy() if array.is_floating_point() else array.numpy()
-    return np.asarray(array)
 
 
 def _open(source):

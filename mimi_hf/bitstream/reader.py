@@ -55,7 +55,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mimi_hf.audio.mix import to_numpy
+from mimi_hf.utils.arrays import to_numpy
 from mimi_hf.utils.files import write_all, written_beside
 
 from .entropy import starts_anew

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mimi_hf.audio.mix import to_numpy
+from mimi_hf.utils.arrays import to_numpy
 from mimi_hf.utils.png import enlarge, heat_colors
 
 from .report import EvaluationReport

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mimi_hf.audio.mix import to_numpy
+from mimi_hf.utils.arrays import to_numpy
 
 IGNORED = -100  # label of what the loss leaves out, as everywhere in transformers
 

@@ -13,9 +13,10 @@ import torch
 import wrapt
 from transformers.utils import logging
 
-from mimi_hf.audio.mix import check_rate, to_numpy
+from mimi_hf.audio.mix import check_rate
 from mimi_hf.feature_extraction_mimi import MimiFeatureExtractor
 from mimi_hf.inference.batches import code_dtype, decode_all, default_batch_seconds, encode_all
+from mimi_hf.utils.arrays import to_numpy
 
 from .columns import fetch, read_column
 from .model_source import ModelSource
