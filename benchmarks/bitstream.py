@@ -116,7 +116,7 @@ def speed(header: Header, coding: str, hours: float) -> dict:
 @torch.inference_mode()
 def encode(model, audio, seconds: float, num_quantizers: int) -> list[np.ndarray]:
     """Codes of some files, or of the synthetic voice, shape = (K, F) each."""
-    from mimi_hf.audio.mix import read_audio
+    from mimi_hf.audio import read_audio
 
     rate = model.config.sampling_rate
     waves = [torch.from_numpy(read_audio(path, rate, 1)[0])[None] for path in audio]

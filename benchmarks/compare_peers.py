@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mimi_hf import MimiConfig
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.benchmark import (
     count_work,
     describe_machine,

@@ -130,7 +130,7 @@ def read_codes(output: Path) -> dict[str, np.ndarray]:
 
 def encode_alone(model, clips: Clips, names: list[str]) -> dict[str, np.ndarray]:
     """The codes of each clip by itself, each (K, F)."""
-    from mimi_hf.audio.mix import read_audio
+    from mimi_hf.audio import read_audio
 
     codes = {}
     for name in names:

@@ -17,7 +17,7 @@ import peers
 import torch
 import typer
 
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.demo import speech_path
 from mimi_hf.loading import ModelChoice
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio.blocks import AudioBlocks, write_blocks
+from .audio import AudioBlocks, write_blocks
 from .bitstream import BitstreamReader
 from .evaluation.metrics import METRICS, score
 from .evaluation.picture import draw_spectrograms

@@ -11,7 +11,8 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import PaddingStrategy, TensorType, logging
 
-from .audio.mix import check_rate, mix_channels, read_audio, resample
+from .audio import mix_channels, read_audio, resample
+from .audio.mix import check_rate
 from .utils.arrays import to_numpy
 
 logger = logging.get_logger(__name__)

@@ -18,7 +18,7 @@ from support.tiny import make_audio, make_model
 from typer.testing import CliRunner
 
 from mimi_hf import MimiFeatureExtractor, MimiInt8Config, MimiModel, mimi_tiny_path
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.cli import app
 from mimi_hf.demo import FILES, draw_tokens, run_demo, speech_path
 from mimi_hf.loading import ModelChoice

@@ -17,7 +17,7 @@ from transformers.utils import PaddingStrategy
 
 import mimi_hf
 from mimi_hf import MimiFeatureExtractor
-from mimi_hf.audio.mix import resample
+from mimi_hf.audio import resample
 
 RATE = 24_000
 HUB_CONFIG = {

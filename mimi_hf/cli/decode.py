@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mimi_hf.audio.mix import WRITABLE
+from mimi_hf.audio.blocks import WRITABLE
 
 from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype
 from .transcode import ForceOption, JobsOption, JsonOption, SampleFormatOption, Transcoding

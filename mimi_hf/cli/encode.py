@@ -69,7 +69,7 @@ def encode(
     if raw and Path(source).is_dir():
         raise typer.BadParameter("--raw is for a pipe or one file, but IN is a folder.")
 
-    from mimi_hf.audio.pcm import PCM
+    from mimi_hf.audio import PCM
     from mimi_hf.inference.mimi_files import EncodeOptions, encode_file
 
     try:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mimi_hf.audio.mix import WRITABLE
+from mimi_hf.audio.blocks import WRITABLE
 
 from .common import (
     DEFAULT_MODEL,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from mimi_hf.audio.blocks import AudioBlocks
+from mimi_hf.audio import AudioBlocks
 
 from .sources import Example, resolve_audio
 from .sources.base import is_damage

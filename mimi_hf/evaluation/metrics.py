@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimi_hf.audio.mix import resample
+from mimi_hf.audio import resample
 from mimi_hf.utils.arrays import to_numpy
 
 # Root mean square of what counts as silence, -70 dBFS: below it ViSQOL calls everything good, and PESQ nothing.

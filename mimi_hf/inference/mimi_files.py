@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mimi_hf.audio.blocks import TOO_LONG, AudioBlocks, write_blocks
-from mimi_hf.audio.pcm import PCM, PCMWriter
+from mimi_hf.audio import PCM, AudioBlocks, write_blocks
+from mimi_hf.audio.blocks import TOO_LONG
+from mimi_hf.audio.pcm import PCMWriter
 from mimi_hf.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, Header
 from mimi_hf.utils.files import printable, written_beside
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mimi_hf.audio.blocks import AudioBlocks, write_blocks
+from mimi_hf.audio import AudioBlocks, write_blocks
 
 CHUNK_FRAMES = 240  # at once: 19 s
 
@@ -42,7 +42,7 @@ def roundtrip(model, source, output, num_quantizers=None, progress=None) -> Roun
         progress: called with the part done, from 0 to 1.
 
     Raises:
-        FileNotFoundError, ValueError: as [`mimi_hf.audio.mix.read_audio`] and [`mimi_hf.audio.mix.write_audio`]; for
+        FileNotFoundError, ValueError: as [`mimi_hf.audio.read_audio`] and [`mimi_hf.audio.write_audio`]; for
             audio that is not finite.
     """
     config = model.config

@@ -1,18 +1,24 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and reading and writing of file objects."""
 
 import io
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 _LONGEST_NAME = 255  # bytes, on most file systems
+_READ_SIZE = 2**20  # bytes: raw files allocate what they are asked for
 
 
 @contextmanager
-def written_beside(output: Path):
-    """A path beside `output`, which takes its place at the end, in one step; after an error it is removed.
+def written_beside(output: Path) -> Iterator[Path]:
+    """Write a file or a folder whole or not at all.
+
+    Gives a path in the same folder to write to. At the end of the `with` block it takes the place of `output` in one
+    step; after an error it is removed.
 
     Raises:
         FileExistsError: `output` is a device or a pipe, which must not be replaced.
@@ -44,8 +50,61 @@ def written_beside(output: Path):
             temporary.unlink(missing_ok=True)
 
 
-def write_all(file, data):
-    """Write bytes to a binary file object, which may take a part of them at a time, and flush it.
+@runtime_checkable
+class BinaryReader(Protocol):
+    """A file object that gives bytes: a file, a pipe, a socket. It need not seek, nor block for all of `size`."""
+
+    def read(self, size: int = ..., /) -> Any:
+        """Up to `size` bytes; none at the end."""
+        ...
+
+
+class BinaryWriter(Protocol):
+    """A file object that takes bytes; it may take a part of them at a time, and say how many."""
+
+    def write(self, data: Any, /) -> Any:
+        """Take bytes, and return how many, or None where all are taken."""
+        ...
+
+
+def check_bytes(file: BinaryReader, data: Any) -> bytes:
+    """Return `data`, which `file` gave, if it is bytes.
+
+    Raises:
+        BlockingIOError: it is None: the file does not block, and nothing is there yet.
+        TypeError: it is something else, as from a file in text mode.
+    """
+    if isinstance(data, bytes):
+        return data
+    if data is None:
+        raise BlockingIOError(f"{file!r} does not block, and nothing is there yet. Open it in blocking mode.")
+    raise TypeError(f"The file object {file!r} gives {type(data).__name__}, not bytes. Open it with mode 'rb'.")
+
+
+def read_available(file: BinaryReader, size: int) -> bytes:
+    """Read the bytes that are there, up to `size`: wait for the first one alone. None are there at the end.
+
+    Raises:
+        BlockingIOError, TypeError: see [`check_bytes`].
+    """
+    return check_bytes(file, getattr(file, "read1", file.read)(size)) if size > 0 else b""
+
+
+def read_exactly(file: BinaryReader, size: int) -> bytes:
+    """Read `size` bytes, or fewer at the end of the file.
+
+    Raises:
+        BlockingIOError, TypeError: see [`check_bytes`].
+    """
+    parts, left = [], size
+    while left and (data := check_bytes(file, file.read(min(left, _READ_SIZE)))):
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
+
+
+def write_all(file: BinaryWriter, data: bytes) -> None:
+    """Write bytes to a file object, however few it takes at a time, and flush it.
 
     Raises:
         BlockingIOError: a raw file that does not block takes nothing now.
@@ -55,25 +114,26 @@ def write_all(file, data):
         written = file.write(view)
         if written is None and isinstance(file, io.RawIOBase):
             raise BlockingIOError("The output takes nothing now, as it does not block. Make it block, or buffer it.")
-        view = view[len(view) if written is None else written :]  # other objects may tell nothing
-    if hasattr(file, "flush"):
-        file.flush()
+        view = view[len(view) if written is None else written :]  # other objects need not say how much they took
+    if (flush := getattr(file, "flush", None)) is not None:
+        flush()
 
 
 def printable(name: str) -> str:
-    """`name` as text that UTF-8 can hold; a file name may be any bytes."""
+    """Return a file name, which may be any bytes, as text that UTF-8 can hold."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def check_replaceable(folder: Path, names: set[str], force: bool = False):
-    """Refuse a folder that cannot be made, or must not be replaced: what others have put there is never lost.
+def check_replaceable(folder: Path, names: set[str], force: bool = False) -> None:
+    """Refuse an output folder that cannot be made or must not be replaced, so that no other files are lost.
 
     Args:
-        names: what a folder of this kind holds. One with anything else is not replaced.
-        force: allow an earlier one to be replaced.
+        folder: where the output goes.
+        names: of the files in such an output. A folder with any other file is not replaced.
+        force: allow an earlier output to be replaced.
 
     Raises:
-        OSError: with the reason, and what to do.
+        OSError: with the reason and the remedy.
     """
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {folder.parent} to write to. Create it first.")
@@ -81,7 +141,7 @@ def check_replaceable(folder: Path, names: set[str], force: bool = False):
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Name a folder to make.")
-    if folder.samefile("."):  # a shell would stay in the one that was replaced
+    if folder.samefile("."):  # a shell would stay in the old folder, which is gone
         raise FileExistsError(f"{folder} is the current folder. Name one in it.")
     present = {path.name for path in folder.iterdir()}
     if others := present - names:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimi_hf import MimiFeatureExtractor, MimiModel
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.codec.quantizer import EPSILON
 from mimi_hf.corpus.sources.base import AUDIO_EXTENSIONS
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mimi_hf.audio.blocks import AudioBlocks, write_blocks
-from mimi_hf.audio.mix import read_audio, write_audio
-from mimi_hf.audio.pcm import PCM, SAMPLE_FORMATS, PCMWriter
+from mimi_hf.audio import PCM, AudioBlocks, read_audio, write_audio, write_blocks
+from mimi_hf.audio.pcm import SAMPLE_FORMATS, PCMWriter
 
 
 class Pipe(io.RawIOBase):

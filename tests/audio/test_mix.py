@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from mimi_hf.audio import mix as audio_io
-from mimi_hf.audio.mix import check_rate, mix_channels, read_audio, resample, write_audio
+from mimi_hf.audio import blocks, mix_channels, read_audio, resample, write_audio
+from mimi_hf.audio.mix import check_rate
 
 RATE = 24_000
 
@@ -230,9 +230,9 @@ class TestWriting:
             write_audio(tmp_path / name, audio, rate)
         assert os.listdir(tmp_path) == []
 
-    @pytest.mark.parametrize("suffix", audio_io.WRITABLE)
+    @pytest.mark.parametrize("suffix", blocks.WRITABLE)
     def test_limits_of_formats_hold(self, tmp_path, suffix):
-        _, channels, rate = audio_io.WRITABLE[suffix]
+        _, channels, rate = blocks.WRITABLE[suffix]
         write_audio(tmp_path / f"channels{suffix}", np.zeros((channels, 100)), RATE)
         write_audio(tmp_path / f"rate{suffix}", np.zeros((1, 100)), rate)
         assert soundfile.info(tmp_path / f"channels{suffix}").channels == channels

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.corpus.sources import Example, open_source, resolve_audio
 from mimi_hf.corpus.sources.base import as_audio, is_damage
 from mimi_hf.corpus.sources.columns import conform

@@ -14,7 +14,7 @@ from support.corpora import save_model
 from support.tiny import make_model
 
 from mimi_hf import MimiConfig
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.corpus.sources import Example
 from mimi_hf.evaluation.agreement import compare
 from mimi_hf.evaluation.evaluate import evaluate

@@ -17,8 +17,7 @@ import torch
 from support.tiny import make_model
 from typer.testing import CliRunner
 
-from mimi_hf.audio.mix import read_audio
-from mimi_hf.audio.pcm import PCM
+from mimi_hf.audio import PCM, read_audio
 from mimi_hf.bitstream import BitstreamError, BitstreamReader, Header, read_mimi, write_mimi
 from mimi_hf.cli import app
 from mimi_hf.cli import folders as batch

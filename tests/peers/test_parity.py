@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mimi_hf import mimi_tiny_path
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.demo import speech_path
 
 pytestmark = pytest.mark.full_size

@@ -17,7 +17,7 @@ import soundfile
 import torch
 from support.corpora import tone, write_audio, write_clips
 
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.training.data.audio_cache import LEFT_OUT, AudioCache, prepare
 from mimi_hf.training.data.crops import Crops
 

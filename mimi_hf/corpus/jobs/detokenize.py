@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mimi_hf.audio.blocks import write_blocks
+from mimi_hf.audio import write_blocks
 from mimi_hf.corpus.reading import LONG, check_device, describe
 from mimi_hf.corpus.sources import Example
 from mimi_hf.corpus.sources.columns import Columns

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from mimi_hf.audio.blocks import AudioBlocks
-from mimi_hf.audio.mix import mix_channels
+from mimi_hf.audio import AudioBlocks, mix_channels
 from mimi_hf.corpus.sources import Example, resolve_audio
 
 # Nothing above this is silence: -60 dBFS.
