@@ -95,7 +95,7 @@ class _FromAudio(_MimiPipeline):
             audio = _plain_audio(value)
         except ValueError as error:
             raise ValueError(f"Audio example {index}: {error}") from error
-        return {"input_values": self.feature_extractor._load(index, audio, sampling_rate)}
+        return {"input_values": self.feature_extractor.load_example(index, audio, sampling_rate)}
 
     def _forward(self, model_inputs, **parameters):
         audio = _as_list(model_inputs["input_values"])

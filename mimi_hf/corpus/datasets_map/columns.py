@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from mimi_hf.feature_extraction_mimi import _is_number
+from mimi_hf.feature_extraction_mimi import is_number
 from mimi_hf.utils import remote
 
 
@@ -53,7 +53,7 @@ def _is_batch(value, depth: int) -> bool:
         if not hasattr(inner, "__len__") or not len(inner):
             return False
         inner = inner[0]
-    return not _is_number(inner)
+    return not is_number(inner)
 
 
 def _plain(scalar: pa.Scalar):

@@ -177,7 +177,7 @@ class AudioTokenizer(_Callable):
         extractor = MimiFeatureExtractor(feature_size=config.audio_channels, sampling_rate=config.sampling_rate)
         for index, value in enumerate(values):
             try:
-                audio = extractor._load(index, fetch(value), self.sampling_rate)
+                audio = extractor.load_example(index, fetch(value), self.sampling_rate)
                 yield np.require(audio, requirements="W"), ""  # PyTorch warns where memory is Arrow's
             except (OSError, ValueError, TypeError) as error:
                 path = value.get("path") if isinstance(value, Mapping) else None
