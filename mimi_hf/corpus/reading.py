@@ -1,13 +1,7 @@
 """Reading recordings ahead of the model: threads decode and resample while it computes."""
 
-import itertools
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +16,6 @@ LONG = 300.0
 # What can go wrong with one recording, and is no mistake of the program. An OSError may also be a network that is down:
 # `check_damage` tells.
 UNREADABLE = (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, EOFError)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -101,58 +92,6 @@ def describe(error: BaseException) -> str:
     """One line that says what went wrong, as text that UTF-8 can hold."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
-    """`map` in order, `threads` at a time, up to `ahead` items before they are asked for."""
-    items = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
-        waiting = deque(pool.submit(function, item) for item in itertools.islice(items, ahead))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
-    """`items`, made by a thread that is up to `ahead` of them before the one that is used."""
-    end: Any = object()
-    ready: queue.Queue = queue.Queue(ahead)
-    stopped = threading.Event()
-    failure: list[BaseException] = []
-
-    def put(item) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce():
-        try:
-            for item in items:
-                if not put(item):
-                    return
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            put(end)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
-    if failure:
-        raise failure[0]
 
 
 def gather(recordings: Iterable[Recording], most_samples: int) -> Iterator[list[Recording]]:

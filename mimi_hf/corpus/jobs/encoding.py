@@ -14,13 +14,12 @@ from mimi_hf.corpus.reading import (
     check_finite,
     describe,
     gather,
-    iterate_ahead,
-    map_ahead,
     open_blocks,
     read_recording,
 )
 from mimi_hf.corpus.sources import Example
 from mimi_hf.inference.batches import check_batch_seconds, code_dtype, default_batch_seconds, encode_all
+from mimi_hf.utils.ahead import iterate_ahead, map_ahead
 
 # Recordings are sorted by length among so many batches of them.
 _POOL_BATCHES = 8

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mimi_hf.corpus.reading import map_ahead
 from mimi_hf.loading import ModelChoice, weights_digest
+from mimi_hf.utils.ahead import map_ahead
 
 from .output import Output
 

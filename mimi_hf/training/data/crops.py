@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimi_hf.corpus.reading import iterate_ahead
+from mimi_hf.utils.ahead import iterate_ahead
 
 from .audio_cache import AudioCache, prepare
 from .augmentation import MARGIN, Augmentation, change_speed, level
