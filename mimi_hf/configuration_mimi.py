@@ -1,13 +1,16 @@
 """Configuration of the Mimi codec."""
 
+import itertools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
 DEFAULT_ROPE_THETA = 10_000.0
 
 
-def _is_size(value) -> bool:
+def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -18,36 +21,36 @@ class MimiConfig(PreTrainedConfig):
     `config.json` loads, and what is saved here loads there. The defaults are the sizes of `kyutai/mimi`.
 
     Args:
-        sampling_rate (int): samples per second of the audio.
-        audio_channels (int): 1 for mono, 2 for stereo.
-        hidden_size (int): D, the width of the latents and of both transformers.
-        num_filters (int): channels of the first SEANet convolution; they double at every downsampling step.
-        num_residual_layers (int): residual blocks before each downsampling (after each upsampling) step.
-        upsampling_ratios (list[int]): strides of the SEANet decoder; the encoder uses them in reverse. `[8, 6, 5, 4]`
+        sampling_rate: samples per second of the audio.
+        audio_channels: 1 for mono, 2 for stereo.
+        hidden_size: D, the width of the latents and of both transformers.
+        num_filters: channels of the first SEANet convolution; they double at every downsampling step.
+        num_residual_layers: residual blocks before each downsampling (after each upsampling) step.
+        upsampling_ratios: strides of the SEANet decoder; the encoder uses them in reverse. `[8, 6, 5, 4]`
             by default.
-        kernel_size, last_kernel_size, residual_kernel_size (int): taps of the first, the last and the residual
+        kernel_size, last_kernel_size, residual_kernel_size: taps of the first, the last and the residual
             convolutions.
-        dilation_growth_rate (int): the dilation of residual block `j` is this to the power of `j`.
-        use_causal_conv (bool): must be `True`, Mimi is causal.
-        pad_mode (str): what a SEANet convolution sees before the first sample: `"constant"` (silence) or `"replicate"`.
-        compress (int): a residual block narrows its channels by this factor.
-        trim_right_ratio (float): must be 1.0, a causal transposed convolution is trimmed on the right.
-        codebook_size (int): V, entries per codebook, a power of two.
-        codebook_dim (int): width of a codebook entry.
-        num_quantizers (int): K, codebooks in all, the semantic ones included.
-        use_conv_shortcut (bool): a 1-tap convolution in place of the identity on the skip of residual blocks.
-        vector_quantization_hidden_dimension (int): the width that latents are projected to before the search; equals
+        dilation_growth_rate: the dilation of residual block `j` is this to the power of `j`.
+        use_causal_conv: must be `True`, Mimi is causal.
+        pad_mode: what a SEANet convolution sees before the first sample: `"constant"` (silence) or `"replicate"`.
+        compress: a residual block narrows its channels by this factor.
+        trim_right_ratio: must be 1.0, a causal transposed convolution is trimmed on the right.
+        codebook_size: V, entries per codebook, a power of two.
+        codebook_dim: width of a codebook entry.
+        num_quantizers: K, codebooks in all, the semantic ones included.
+        use_conv_shortcut: a 1-tap convolution in place of the identity on the skip of residual blocks.
+        vector_quantization_hidden_dimension: the width that latents are projected to before the search; equals
             `codebook_dim`.
-        num_semantic_quantizers (int): codebooks of the semantic quantizer; lower than `num_quantizers`.
-        upsample_groups (int): groups of the transposed convolution that doubles the frame rate before the decoder.
+        num_semantic_quantizers: codebooks of the semantic quantizer; lower than `num_quantizers`.
+        upsample_groups: groups of the transposed convolution that doubles the frame rate before the decoder.
         num_hidden_layers, intermediate_size, num_attention_heads, num_key_value_heads, head_dim, hidden_act, norm_eps,
             attention_dropout, attention_bias, layer_scale_initial_scale: of each of the two transformers.
-        sliding_window (int): W, how many steps (itself included) a step attends to.
-        rope_parameters (dict): `{"rope_type": "default", "rope_theta": 10000.0}`; `rope_theta` alone is understood too.
+        sliding_window: W, how many steps (itself included) a step attends to.
+        rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}`; `rope_theta` alone is understood too.
         max_position_embeddings, initializer_range: kept for compatibility. Streams here never end.
-        use_streaming (bool): default of the `use_streaming` argument of [`MimiModel.encode`] and its `forward`.
-        use_cache (bool): default of the `use_cache` argument of [`MimiModel.decode`], which begins a stream.
-        frame_rate (float, optional): frames per second, where it is not half the SEANet's own rate. A frame rate equal
+        use_streaming: default of the `use_streaming` argument of [`MimiModel.encode`] and its `forward`.
+        use_cache: default of the `use_cache` argument of [`MimiModel.decode`], which begins a stream.
+        frame_rate: frames per second, where it is not half the SEANet's own rate. A frame rate equal
             to `encodec_frame_rate` drops the resampling step.
         encoder_config, decoder_config: pass `None` for one of them to drop that half of the model.
 
@@ -66,46 +69,46 @@ class MimiConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        sampling_rate=24_000,
-        audio_channels=1,
-        hidden_size=512,
-        num_filters=64,
-        num_residual_layers=1,
-        upsampling_ratios=None,
-        kernel_size=7,
-        last_kernel_size=3,
-        residual_kernel_size=3,
-        dilation_growth_rate=2,
-        use_causal_conv=True,
-        pad_mode="constant",
-        compress=2,
-        trim_right_ratio=1.0,
-        codebook_size=2048,
-        codebook_dim=256,
-        num_quantizers=32,
-        use_conv_shortcut=False,
-        vector_quantization_hidden_dimension=256,
-        num_semantic_quantizers=1,
-        upsample_groups=512,
-        num_hidden_layers=8,
-        intermediate_size=2048,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=None,
-        hidden_act="gelu",
-        max_position_embeddings=8000,
-        initializer_range=0.02,
-        norm_eps=1e-5,
-        use_cache=False,
-        use_streaming=False,
-        rope_parameters=None,
-        sliding_window=250,
-        attention_dropout=0.0,
-        layer_scale_initial_scale=0.01,
-        attention_bias=False,
-        tie_word_embeddings=True,
-        **kwargs,
-    ):
+        sampling_rate: int = 24_000,
+        audio_channels: int = 1,
+        hidden_size: int = 512,
+        num_filters: int = 64,
+        num_residual_layers: int = 1,
+        upsampling_ratios: list[int] | None = None,
+        kernel_size: int = 7,
+        last_kernel_size: int = 3,
+        residual_kernel_size: int = 3,
+        dilation_growth_rate: int = 2,
+        use_causal_conv: bool = True,
+        pad_mode: str = "constant",
+        compress: int = 2,
+        trim_right_ratio: float = 1.0,
+        codebook_size: int = 2048,
+        codebook_dim: int | None = 256,
+        num_quantizers: int = 32,
+        use_conv_shortcut: bool = False,
+        vector_quantization_hidden_dimension: int = 256,
+        num_semantic_quantizers: int = 1,
+        upsample_groups: int = 512,
+        num_hidden_layers: int = 8,
+        intermediate_size: int = 2048,
+        num_attention_heads: int = 8,
+        num_key_value_heads: int = 8,
+        head_dim: int | None = None,
+        hidden_act: str = "gelu",
+        max_position_embeddings: int = 8000,
+        initializer_range: float = 0.02,
+        norm_eps: float = 1e-5,
+        use_cache: bool = False,
+        use_streaming: bool = False,
+        rope_parameters: dict | None = None,
+        sliding_window: int = 250,
+        attention_dropout: float = 0.0,
+        layer_scale_initial_scale: float = 0.01,
+        attention_bias: bool = False,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self.sampling_rate = sampling_rate
         self.audio_channels = audio_channels
         self.hidden_size = hidden_size
@@ -132,9 +135,8 @@ class MimiConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
-        self.head_dim = head_dim
-        if not head_dim and _is_size(hidden_size) and _is_size(num_attention_heads):
-            self.head_dim = hidden_size // num_attention_heads
+        derives = not head_dim and _is_size(hidden_size) and _is_size(num_attention_heads)
+        self.head_dim: Any = hidden_size // num_attention_heads if derives else head_dim
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
@@ -159,7 +161,7 @@ class MimiConfig(PreTrainedConfig):
         for half in dropped:
             self._drop(half)
         self.validate_architecture()
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{**kwargs, "tie_word_embeddings": tie_word_embeddings})
 
     @property
     def rope_theta(self) -> float:
@@ -194,7 +196,7 @@ class MimiConfig(PreTrainedConfig):
         return self.sampling_rate / self.frame_size if self._frame_rate is None else self._frame_rate
 
     @frame_rate.setter
-    def frame_rate(self, value: float | None):
+    def frame_rate(self, value: float | None) -> None:
         self._frame_rate = value
 
     @property
@@ -213,7 +215,7 @@ class MimiConfig(PreTrainedConfig):
         return self if self._has_encoder else None
 
     @encoder_config.setter
-    def encoder_config(self, value: None):
+    def encoder_config(self, value: None) -> None:
         self._set_half("encoder", value)
 
     @property
@@ -222,10 +224,10 @@ class MimiConfig(PreTrainedConfig):
         return self if self._has_decoder else None
 
     @decoder_config.setter
-    def decoder_config(self, value: None):
+    def decoder_config(self, value: None) -> None:
         self._set_half("decoder", value)
 
-    def _set_half(self, half: str, value: None):
+    def _set_half(self, half: str, value: None) -> None:
         if value is not None:
             raise ValueError(
                 f"{half}_config was set to {value!r}, but it is derived from the other fields: it can only be set to"
@@ -233,25 +235,25 @@ class MimiConfig(PreTrainedConfig):
             )
         self._drop(half)
 
-    def _drop(self, half: str):
+    def _drop(self, half: str) -> None:
         setattr(self, f"_has_{half}", False)
         if not (self._has_encoder or self._has_decoder):
             raise ValueError(
                 "encoder_config and decoder_config are both None, but Mimi needs at least one half. Drop only one."
             )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Refuse what the architecture cannot do.
 
         Raises:
             ValueError: naming the field, its value, the rule, and what to use instead.
         """
-        for holds, problem in self._rules():
+        for holds, problem in itertools.chain(self._rules_of_fields(), self._rules_of_combinations()):
             if not holds:
                 raise ValueError(f"This is no Mimi configuration: {problem}")
 
-    def _rules(self):
-        """Pairs of (does the rule hold, what to say where it does not), in the order in which they are checked."""
+    def _rules_of_fields(self) -> Iterator[tuple[bool, str]]:
+        """For each rule about a single field: does it hold, and what to say where it does not."""
         sizes = (
             "sampling_rate hidden_size num_filters kernel_size last_kernel_size residual_kernel_size"
             " dilation_growth_rate compress codebook_size codebook_dim num_quantizers num_semantic_quantizers"
@@ -296,6 +298,13 @@ class MimiConfig(PreTrainedConfig):
             f"audio_channels={self.audio_channels!r} must be 1 (mono) or 2 (stereo).",
         )
         yield (
+            self.rope_parameters["rope_type"] == "default",
+            f"rope_type={self.rope_parameters['rope_type']!r}, but a sliding window never extrapolates. Use 'default'.",
+        )
+
+    def _rules_of_combinations(self) -> Iterator[tuple[bool, str]]:
+        """The same for what fields must fulfil together, where each is right by itself."""
+        yield (
             self.codebook_size & (self.codebook_size - 1) == 0,
             f"codebook_size={self.codebook_size} must be a power of 2, as codes are stored in whole bits.",
         )
@@ -321,10 +330,6 @@ class MimiConfig(PreTrainedConfig):
         )
         yield self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even for a rotary embedding."
         yield (
-            self.rope_parameters["rope_type"] == "default",
-            f"rope_type={self.rope_parameters['rope_type']!r}, but a sliding window never extrapolates. Use 'default'.",
-        )
-        yield (
             self.hidden_size % self.upsample_groups == 0,
             f"upsample_groups={self.upsample_groups} must divide hidden_size={self.hidden_size}.",
         )
@@ -335,7 +340,7 @@ class MimiConfig(PreTrainedConfig):
             f" {self.sampling_rate / self.hop_length:g} steps per second. Leave it out for half that rate.",
         )
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         # Under the public name, which every version of transformers reads.
         output.pop("_frame_rate", None)
@@ -345,7 +350,7 @@ class MimiConfig(PreTrainedConfig):
                 output[f"{half}_config"] = None
         return output
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, MimiConfig) and self.to_dict() == other.to_dict()
 
 

@@ -13,7 +13,6 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from . import quantization as quantization  # registers 8-bit weights with transformers
 from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .codec.codebook import Codebook
-from .codec.outputs import MimiOutput, MimiTrainingOutput
 from .codec.quantizer import SplitResidualVectorQuantizer
 from .codec.ragged import Ragged
 from .codec.seanet import SEANetDecoder, SEANetEncoder
@@ -72,7 +71,15 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     _keep_in_fp32_modules_strict: ClassVar = ["vector_quantizer.layers"]
     _supports_sdpa = True
 
-    def __init__(self, config: MimiConfig):
+    # None in the half that was left out, and the resampling where a latent is a frame.
+    encoder: SEANetEncoder | Any
+    encoder_transformer: Transformer | Any
+    downsample: CausalConv1d | Any
+    upsample: CausalConvTranspose1d | Any
+    decoder_transformer: Transformer | Any
+    decoder: SEANetDecoder | Any
+
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__(config)
         config.validate_architecture()
         if config.hidden_act not in ACT2FN:
@@ -105,13 +112,13 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         # Compiled steps belong to this very model, where it is now.
         return {**self.__dict__, "compiled_steps": None if self.compiled_steps is None else {}}
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> "MimiModel":
         self.compiled_steps = None if self.compiled_steps is None else {}
         self._weights_arranged = False
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             init.kaiming_normal_(module.weight)
@@ -250,7 +257,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
         return_loss: bool | None = None,
-    ) -> MimiOutput | MimiTrainingOutput | tuple:
+    ) -> Any:
         """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
         `input_values` or `padding_mask`, where one is given).
 
@@ -265,11 +272,12 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         The other arguments are those of [`encode`] and [`decode`].
         """
         caches = (encoder_past_key_values, decoder_past_key_values, padding_cache)
+        audio: Any = input_values  # None is refused
         if self.training and audio_codes is None and not self.is_streaming(use_streaming, *caches):
             self.require_half("encoder")
             self.require_half("decoder")
-            self.check_audio(input_values)
-            output = training_pass(self, input_values, padding_mask, num_quantizers, return_loss is not False)
+            self.check_audio(audio)
+            output = training_pass(self, audio, padding_mask, num_quantizers, return_loss is not False)
             return self._output(output, return_dict)
         return super().forward(
             input_values, padding_mask, num_quantizers, audio_codes, *caches, use_streaming, return_dict, return_loss
@@ -328,7 +336,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self.compiled_steps = {}
         return self
 
-    def _add_native_names(self):
+    def _add_native_names(self) -> None:
         """Where Kyutai's speech-to-text model in transformers finds the convolutions, to build its padding cache."""
         convolutions = [name for name, layer in self.encoder.named_modules() if isinstance(layer, CausalConv1d)]
         # Past nn.Module's own bookkeeping: no parameter shall have a second name.

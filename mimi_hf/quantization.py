@@ -8,6 +8,9 @@ Scales are rounded to half precision before the weights are divided by them: the
 in the one that torch's kernel reads.
 """
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -20,7 +23,6 @@ METHOD = "mimi_int8"
 logger = logging.get_logger(__name__)
 
 
-@register_quantization_config(METHOD)
 class MimiInt8Config(QuantizationConfigMixin):
     """8-bit weights, for `from_pretrained(…, quantization_config=MimiInt8Config())`.
 
@@ -30,31 +32,35 @@ class MimiInt8Config(QuantizationConfigMixin):
         min_size: weights of fewer entries stay floats.
     """
 
-    def __init__(self, min_size: int = 2**18, quant_method: str = METHOD):
+    def __init__(self, min_size: int = 2**18, quant_method: str = METHOD) -> None:
         if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
             raise ValueError(f"min_size={min_size!r} must be a positive integer, a number of entries of a weight.")
-        self.quant_method = METHOD
+        super().__init__(quant_method=METHOD)  # pyright: ignore[reportArgumentType]  # one of our own
         self.min_size = min_size
 
 
-@register_quantizer(METHOD)
 class MimiInt8Quantizer(HfQuantizer):
     """Tells transformers how to load 8-bit weights and how to make them."""
 
-    def _process_model_before_weight_loading(self, model, **kwargs):
+    @property
+    def min_size(self) -> int:
+        """Weights of fewer entries stay floats."""
+        return cast(MimiInt8Config, self.quantization_config).min_size
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if getattr(model.config, "model_type", None) != "mimi":
             raise ValueError(
                 f"MimiInt8Config is for MimiModel alone, not for {type(model).__name__}. Load that without it, and put"
                 " a MimiModel that was loaded with it in the place of its codec."
             )
         if self.pre_quantized:  # what is to be filled has the type and the names of what was saved
-            for module, order in quantizable(model, self.quantization_config.min_size):
+            for module, order in quantizable(model, self.min_size):
                 _set_weight(module, *quantize(module.weight, order))
 
-    def _process_model_after_weight_loading(self, model, **kwargs):
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         model.arrange_weights()
         if not self.pre_quantized:
-            found = list(quantizable(model, self.quantization_config.min_size))
+            found = list(quantizable(model, self.min_size))
             if not found:
                 logger.warning(
                     "No weight of this model is large enough to be worth 8 bits: all stay floats. Lower min_size of"
@@ -65,29 +71,29 @@ class MimiInt8Quantizer(HfQuantizer):
         return model
 
     @torch.no_grad()
-    def _dequantize(self, model, dtype=None):
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
         if not isinstance(dtype, torch.dtype):  # saving a model leaves a name in its config
             dtype = model.dtype
-        for module, order in quantizable(model, self.quantization_config.min_size):
+        for module, order in quantizable(model, self.min_size):
             weight = dequantize(module.weight, module.weight_scale, order).to(dtype)
             del module.weight_scale
             module.weight = nn.Parameter(weight)
         return model
 
-    def is_serializable(self):
+    def is_serializable(self) -> bool:
         return True
 
     @property
-    def is_trainable(self):
+    def is_trainable(self) -> bool:
         return False
 
     @property
-    def is_compileable(self):
+    def is_compileable(self) -> bool:
         return True
 
 
-def quantizable(model: nn.Module, min_size: int):
-    """The modules whose weights become integers, and the dimensions of a weight with those of its scale first."""
+def quantizable(model: nn.Module, min_size: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The modules to store in integers, each with the dimensions of its weight, those of its scale first."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             holder, order = module, (0, 1)
@@ -135,9 +141,13 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
     return [order.index(dimension) for dimension in range(len(order))]
 
 
-def _set_weight(module: nn.Module, integers: Tensor, scale: Tensor):
+def _set_weight(module: nn.Module, integers: Tensor, scale: Tensor) -> None:
     module.weight = nn.Parameter(integers, requires_grad=False)
     module.register_buffer("weight_scale", scale)
 
+
+# As calls: decorators would hide the classes from type checkers.
+register_quantization_config(METHOD)(MimiInt8Config)
+register_quantizer(METHOD)(MimiInt8Quantizer)
 
 __all__ = ["MimiInt8Config"]

@@ -7,7 +7,8 @@ round, and its output is a view. Once arranged, both keep their weights in a mem
 views too; until then, and in any other order, the results are the same but take longer.
 """
 
-from typing import NamedTuple
+import functools
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class _ChannelsLastConv(nn.Module):
     @property
     def scale(self) -> Tensor | None:
         """Of an 8-bit weight: Tensor, shape = (out_channels,), of a transposed one (kernel, out_channels)."""
-        return self.conv.weight_scale if self.conv.weight.dtype == torch.int8 else None
+        return cast(Tensor, self.conv.weight_scale) if self.conv.weight.dtype == torch.int8 else None
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.elu(x) if self.elu else x
@@ -97,7 +98,7 @@ class CausalConv1d(_ChannelsLastConv):
         pad_mode: str = "constant",
         bias: bool = True,
         elu: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.elu = elu
         assert kernel_size % stride == 0 and (stride == 1 or dilation == 1), (kernel_size, stride, dilation)
@@ -124,9 +125,10 @@ class CausalConv1d(_ChannelsLastConv):
         return sum_of_products(views, weight, self.conv.bias, scale), state
 
     def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
-        replicate = self.pad_mode == "replicate"
-        previous, started = self._new_state(x, self.padding_total, replicate) if state is None else state
-        if replicate:
+        if state is None:
+            state = self._new_state(x, self.padding_total, replicate=self.pad_mode == "replicate")
+        previous, started = state
+        if started is not None:
             previous = torch.where(started.view(-1, 1, 1), previous, self._activate(x[:, :1]))
             started = torch.ones_like(started)
         x = self._after(previous, x)
@@ -153,7 +155,7 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         groups: int = 1,
         bias: bool = True,
         elu: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.elu = elu
         assert kernel_size % stride == 0, (kernel_size, stride)
@@ -184,13 +186,14 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         weight = self.conv.weight  # (C, out_channels / groups, taps * stride)
         if self.groups == channels == weight.shape[1] * self.groups:
             matrices = weight[:, 0].t().split(self.stride)  # each (stride, C)
-            y = sum(view[:, :, None] * matrix for view, matrix in zip(views, matrices, strict=True))
+            products = [view[:, :, None] * matrix for view, matrix in zip(views, matrices, strict=True)]
         else:
             matrices = weight.view(self.groups, channels // self.groups, -1, self.taps, self.stride).unbind(3)
-            y = sum(
+            products = [
                 torch.einsum("btgi,gios->btsgo", view.reshape(batch, steps, self.groups, -1), matrix).flatten(3)
                 for view, matrix in zip(views, matrices, strict=True)
-            )
+            ]
+        y = functools.reduce(torch.add, products)
         return y if self.conv.bias is None else y + self.conv.bias
 
 

@@ -34,7 +34,8 @@ def check_num_quantizers(num_quantizers: Any, fewest: int, most: int) -> int:
     """
     if num_quantizers is None:
         return most
-    if isinstance(num_quantizers, bool) or not isinstance(num_quantizers, numbers.Real) or num_quantizers % 1 != 0:
+    is_number = issubclass(type(num_quantizers), numbers.Real) and not isinstance(num_quantizers, bool)
+    if not is_number or num_quantizers % 1 != 0:
         raise TypeError(f"num_quantizers={num_quantizers!r} must be an integer.")
     if not fewest <= num_quantizers <= most:
         raise ValueError(

@@ -1,5 +1,7 @@
 """One codebook: its buffers, and the search for the nearest of its entries."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +16,18 @@ class Codebook(nn.Module):
     They stay in single precision whatever the model is converted to: rounding them would change codes.
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int):
+    initialized: Tensor  # shape = (1,): has it been made?
+    cluster_usage: Tensor  # shape = (V,): how often each entry is chosen
+    embed_sum: Tensor  # shape = (V, codebook_dim)
+
+    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         self.register_buffer("initialized", torch.ones(1, dtype=torch.float32))
         self.register_buffer("cluster_usage", torch.ones(codebook_size, dtype=torch.float32))
         self.register_buffer("embed_sum", torch.zeros(codebook_size, codebook_dim, dtype=torch.float32))
 
-    def _apply(self, fn, recurse=True):
-        def keep_precision(tensor):
+    def _apply(self, fn: Any, recurse: bool = True) -> "Codebook":
+        def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == torch.float32 else tensor.to(moved.device, torch.float32)
 

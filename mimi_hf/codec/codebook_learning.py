@@ -5,6 +5,7 @@ averages those of its appendix A.1, k-means initialisation and the replacement o
 (arXiv:2107.03312, section III-C); that some sequences stay unquantized is Mimi's (arXiv:2410.00037, section 3.3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .codebook import nearest_entries, search_offsets
+from .codebook import Codebook, nearest_entries, search_offsets
 
 _LEAST_USAGE = 1e-3  # of an entry
 
@@ -44,7 +45,7 @@ class QuantizerTraining:
     update: bool = True
     enabled: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("decay", "dead_threshold"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0 and below 1.")
@@ -77,7 +78,7 @@ class Draws(NamedTuple):
     raw: Tensor
 
 
-def draw(options: QuantizerTraining, batch: int, fewest: int, most: int, device) -> Draws:
+def draw(options: QuantizerTraining, batch: int, fewest: int, most: int, device: torch.device) -> Draws:
     """Codebooks in use of each sequence, and whether it stays unquantized."""
     levels = torch.randint(fewest, most + 1, (batch,), device=device)
     dropped = torch.rand(batch, device=device) < options.quantizer_dropout
@@ -85,7 +86,9 @@ def draw(options: QuantizerTraining, batch: int, fewest: int, most: int, device)
     return Draws(torch.where(dropped, levels, most), raw)
 
 
-def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, options: QuantizerTraining):
+def quantize_levels(
+    codebooks: Sequence[Codebook], latents: Tensor, levels: Tensor, mask: Tensor, options: QuantizerTraining
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One residual quantizer, between its projections.
 
     Args:
@@ -121,7 +124,7 @@ def quantize_levels(codebooks, latents: Tensor, levels: Tensor, mask: Tensor, op
 
 
 @torch.no_grad()
-def update_codebook(codebook, vectors: Tensor, codes: Tensor, options: QuantizerTraining):
+def update_codebook(codebook: Codebook, vectors: Tensor, codes: Tensor, options: QuantizerTraining) -> None:
     """Move a codebook towards the vectors, shape = (n, codebook_dim), that chose its entries, of all processes."""
     size, width = codebook.embed_sum.shape
     moments = torch.zeros(size, 1 + width, device=vectors.device)
@@ -144,7 +147,7 @@ def update_codebook(codebook, vectors: Tensor, codes: Tensor, options: Quantizer
 
 
 @torch.no_grad()
-def initialize_codebooks(codebooks, vectors: Tensor, iterations: int, batches: int):
+def initialize_codebooks(codebooks: Sequence[Codebook], vectors: Tensor, iterations: int, batches: int) -> None:
     """Make codebooks by k-means, each from what its predecessors leave over of the vectors.
 
     Args:

@@ -5,16 +5,18 @@ CUDA, the recording of its kernels into a graph that is launched at once.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .state import copy_state, map_state
+from .state import State, copy_state, map_state
+from .steps import Step
 
 
-def compile_step(step):
+def compile_step(step: Step) -> Step:
     """`step(x, state) -> (y, state)`, compiled for one size of batch at first, then for any."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         # Checking hundreds of weights before each frame takes as long as some layers. Without the checks, what is
         # compiled for one model must not be found by another.
@@ -31,12 +33,12 @@ class CompiledStep:
         plain: the same step, not compiled, where there is nothing compiled for a size of batch.
     """
 
-    def __init__(self, compiled, plain):
+    def __init__(self, compiled: Step, plain: Step) -> None:
         self.compiled = compiled
         self.plain = plain
         self.graph: _Graph | None = None
 
-    def __call__(self, x: Tensor, state):
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """A frame of a stream that has begun: y, and the next state, which may be the memory of this one."""
         with torch.inference_mode(False), torch.no_grad():
             # What was made in inference mode cannot be written to outside, nor compiled with other tensors.
@@ -47,17 +49,19 @@ class CompiledStep:
                 self.graph = _Graph(self._take, x, state)
             return self.graph(x, state)
 
-    def _take(self, x: Tensor, state):
+    def _take(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # takes seconds, unless something was compiled
+
         try:
             return self.compiled(x, state)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
+        except FailOnRecompileLimitHit:
             return self.plain(x, state)
 
 
 class _Graph:
     """A step recorded as a CUDA graph, with its input and state in memory of its own."""
 
-    def __init__(self, step, x: Tensor, state):
+    def __init__(self, step: Step, x: Tensor, state: State) -> None:
         self.x, self.state = x.clone(), copy_state(state)
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
@@ -70,31 +74,31 @@ class _Graph:
             self.y, new = step(self.x, self.state)
             _write(self.state, new)
 
-    def fits(self, x: Tensor, state) -> bool:
+    def fits(self, x: Tensor, state: State) -> bool:
         """Was it recorded for such inputs?"""
         return _form((self.x, self.state)) == _form((x, state))
 
-    def __call__(self, x: Tensor, state):
+    def __call__(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         self.x.copy_(x)
         _write(self.state, state)
         self.graph.replay()
         return self.y.clone(), self.state
 
 
-def _form(tree):
+def _form(tree: State) -> list[tuple]:
     """Shapes, dtypes and devices of the tensors of a tree, in order."""
-    form = []
+    form: list[tuple] = []
     map_state(lambda tensor: form.append((tensor.shape, tensor.dtype, tensor.device)), tree)
     return form
 
 
-def _write(state, new):
+def _write(state: State, new: State) -> None:
     """Copy the tensors of `new` into those of `state`, where they are not these already."""
-    tensors = []
+    tensors: list[Tensor] = []
     map_state(tensors.append, state)
     targets = iter(tensors)
 
-    def write(tensor):
+    def write(tensor: Tensor) -> None:
         target = next(targets)
         if target.data_ptr() != tensor.data_ptr():
             target.copy_(tensor)

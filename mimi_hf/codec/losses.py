@@ -9,7 +9,8 @@ white noise at -60 dBFS, counts as silence, and gradients stay finite there.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +28,23 @@ RECONSTRUCTION_WEIGHTS = {"mel": 1.0, "spectral_convergence": 0.4, "log_magnitud
 # Added to squared magnitudes: the square root's gradient is finite at 0.
 _TINY = 1e-10
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
-def in_single_precision(function):
+
+def in_single_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have a function of tensors compute in float32, whatever their type and whether autocast is on."""
 
-    def single(item):
+    def single(item: Any) -> Any:
         return item.float() if isinstance(item, Tensor) and item.is_floating_point() else item
 
+    compute: Any = function
+
     @functools.wraps(function)
-    def wrapped(*args, **options):
+    def wrapped(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
         devices = {item.device.type for item in (*args, *options.values()) if isinstance(item, Tensor)}
         with torch.autocast(devices.pop() if devices else "cpu", enabled=False):
-            return function(*map(single, args), **{name: single(item) for name, item in options.items()})
+            return compute(*map(single, args), **{name: single(item) for name, item in options.items()})
 
     return wrapped
 
@@ -129,7 +135,7 @@ def reconstruction_losses(
 
 
 def reconstruction_loss(
-    target: Tensor, estimate: Tensor, sampling_rate: int, weights: dict[str, float] | None = None, **options
+    target: Tensor, estimate: Tensor, sampling_rate: int, weights: dict[str, float] | None = None, **options: Any
 ) -> Tensor:
     """The reconstruction preset: the weighted sum of [`reconstruction_losses`].
 
@@ -230,7 +236,7 @@ def _frames(audio: Tensor, window: int) -> Tensor:
     return padded.unfold(-1, window, window // 4) * _hann(window, audio.device)
 
 
-def mel_filters(sampling_rate: int, window: int, mels: int, device="cpu") -> Tensor:
+def mel_filters(sampling_rate: int, window: int, mels: int, device: str | torch.device = "cpu") -> Tensor:
     """Triangles on Slaney's mel scale (linear to 1 kHz, logarithmic above), from 0 Hz to half the sampling rate. They
     weigh the same in all, as Slaney's do, here so that a band is the weighted mean of its bins' magnitudes. None is
     narrower than a bin, so that none is empty.
@@ -285,7 +291,7 @@ class _Magnitudes(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, frames: Tensor) -> Tensor:
+    def forward(ctx: Any, frames: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(frames)
         magnitudes = (spectrum.real.square() + spectrum.imag.square() + _TINY).sqrt()
         ctx.save_for_backward(spectrum, magnitudes)
@@ -293,7 +299,7 @@ class _Magnitudes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         spectrum, magnitudes = ctx.saved_tensors
         slope = gradient / magnitudes
         slope[..., 1:-1] *= 0.5  # the inverse transform counts these bins twice, as their mirror images are left out
@@ -313,7 +319,14 @@ def _all_magnitudes(target: Tensor, estimate: Tensor, windows: Sequence[int]) ->
     return [_magnitudes(target, window) for window in windows], [_magnitudes(estimate, window) for window in windows]
 
 
-def _mel_distance(targets, estimates, sampling_rate, windows, mels, floor) -> Tensor:
+def _mel_distance(
+    targets: Sequence[Tensor],
+    estimates: Sequence[Tensor],
+    sampling_rate: int,
+    windows: Sequence[int],
+    mels: Sequence[int],
+    floor: float,
+) -> Tensor:
     if len(mels) != len(windows):
         raise ValueError(f"mels={tuple(mels)} must name a number of bands for each of the {len(windows)} windows.")
     distances = []
@@ -323,7 +336,7 @@ def _mel_distance(targets, estimates, sampling_rate, windows, mels, floor) -> Te
     return torch.stack(distances).mean()
 
 
-def _spectral_convergence(targets, estimates, floor) -> Tensor:
+def _spectral_convergence(targets: Sequence[Tensor], estimates: Sequence[Tensor], floor: float) -> Tensor:
     parts = []
     for target, estimate in zip(targets, estimates, strict=True):
         # The floor stands in for a batch of silence.
@@ -332,7 +345,7 @@ def _spectral_convergence(targets, estimates, floor) -> Tensor:
     return torch.stack(parts).mean()
 
 
-def _log_magnitude(targets, estimates, floor) -> Tensor:
+def _log_magnitude(targets: Sequence[Tensor], estimates: Sequence[Tensor], floor: float) -> Tensor:
     parts = [
         F.l1_loss(_log(estimate, floor), _log(target, floor))
         for target, estimate in zip(targets, estimates, strict=True)
@@ -354,7 +367,7 @@ def padded_reconstruction_loss(
     return reconstruction_loss(audio, estimate, sampling_rate)
 
 
-def _check_audio(target: Tensor, estimate: Tensor):
+def _check_audio(target: Tensor, estimate: Tensor) -> None:
     if target.shape != estimate.shape or target.dim() != 3 or 0 in target.shape:
         raise ValueError(
             f"The target has shape {tuple(target.shape)} and the estimate {tuple(estimate.shape)}, but losses need"
@@ -362,7 +375,7 @@ def _check_audio(target: Tensor, estimate: Tensor):
         )
 
 
-def _check_scales(real: Sequence, fake: Sequence):
+def _check_scales(real: Sequence, fake: Sequence) -> None:
     if not len(real) or len(real) != len(fake):
         raise ValueError(
             f"There are {len(real)} scales of real audio and {len(fake)} of fake audio. Give the tuples that one"

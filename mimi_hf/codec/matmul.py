@@ -8,6 +8,9 @@ Weights may be 8-bit integers with a scale per row (see `mimi_hf.quantization`).
 they are, in half precision; for many rows the weight is first turned back into floats.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,17 +45,17 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
         blocks = [block.to(dtype) for block in blocks]
         bias = None if bias is None else bias.to(dtype)
     rows = [block.reshape(batch * steps, width) for block in blocks]  # views where the batch is 1
-    packed = scale is not None and _takes_int8(rows[0])
-    if scale is not None and not packed:
+    if scale is not None and not _takes_int8(rows[0]):
         weight = weight.to(rows[0].dtype) * scale.to(rows[0].dtype)[:, :, None]
+        scale = None
     side_by_side = len(rows) > 1 and weight.stride(0) == width
-    if side_by_side and (width < NARROW or packed or _few(rows[0], FEWEST_ROWS)):
+    if side_by_side and (width < NARROW or scale is not None or _few(rows[0], FEWEST_ROWS)):
         rows, weight = [torch.cat(rows, dim=1)], weight.transpose(0, 1).flatten(1)[None]
         scale = None if scale is None else scale[:1]  # one per row of the whole weight
-    matrices = weight.unbind() if packed else weight.to(rows[0].dtype).unbind()
-    if packed:
-        total = _int8_product(rows, matrices, scale, bias)
-    elif _few(rows[0], FEW_ROWS) and rows[0].dtype == torch.float32:
+    if scale is not None:
+        return _int8_product(rows, weight.unbind(), scale, bias).view(batch, steps, -1)
+    matrices = weight.to(rows[0].dtype).unbind()
+    if _few(rows[0], FEW_ROWS) and rows[0].dtype == torch.float32:
         total = _few_rows_product(rows, matrices, bias).contiguous()
     else:
         total = F.linear(rows[0], matrices[0], bias)
@@ -65,7 +68,7 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
     if getattr(module, "weight_scale", None) is not None:  # of `mimi_hf.quantization`
         flat = x.reshape(1, -1, x.shape[-1])
-        y = sum_of_products([flat], module.weight[None], module.bias, module.weight_scale[None])
+        y = sum_of_products([flat], module.weight[None], module.bias, cast(Tensor, module.weight_scale)[None])
         return y.view(*x.shape[:-1], -1)
     rows = x.flatten(0, -2)
     # A module or a weight that is not torch's own (quantized, adapted, hooked) has its own way to multiply.
@@ -90,7 +93,7 @@ def _takes_int8(rows: Tensor) -> bool:
     return _few(rows, FEW_ROWS_INT8) and rows.shape[1] % 32 == 0 and not gradient
 
 
-def _few_rows_product(rows, matrices, bias: Tensor | None) -> Tensor:
+def _few_rows_product(rows: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N), its columns contiguous."""
     count = rows[0].shape[0]
     if count == 1:
@@ -101,7 +104,7 @@ def _few_rows_product(rows, matrices, bias: Tensor | None) -> Tensor:
     return columns.t()[:count]
 
 
-def _int8_product(rows, matrices, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _int8_product(rows: Sequence[Tensor], matrices: Sequence[Tensor], scales: Tensor, bias: Tensor | None) -> Tensor:
     """rows: Tensors, each of shape (R, M) -> Tensor, shape = (R, N)."""
     half, dtype = torch.bfloat16, rows[0].dtype
     total = bias
@@ -109,4 +112,5 @@ def _int8_product(rows, matrices, scales: Tensor, bias: Tensor | None) -> Tensor
         # A weight that was loaded in inference mode lies in another order, see `arrange_weight`.
         part = torch._weight_int8pack_mm(row.to(half), matrix.contiguous(), scale.to(half))
         total = part.to(dtype) if total is None else total + part
+    assert total is not None
     return total

@@ -2,6 +2,9 @@
 section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
 others quantize another projection, each what its predecessors left over."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +15,14 @@ from .codebook import Codebook, nearest_entries, search_offsets
 from .codebook_learning import Quantized, QuantizerTraining, draw, initialize_codebooks, quantize_levels
 from .matmul import sum_of_products
 
+if TYPE_CHECKING:
+    from mimi_hf.configuration_mimi import MimiConfig
+
 
 class VectorQuantization(nn.Module):
     """One level of the residual quantizer; only a name in the checkpoints."""
 
-    def __init__(self, codebook_size: int, codebook_dim: int):
+    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         self.codebook = Codebook(codebook_size, codebook_dim)
 
@@ -24,7 +30,7 @@ class VectorQuantization(nn.Module):
 class ResidualVectorQuantizer(nn.Module):
     """`num_quantizers` codebooks, each quantizing the residual of those before, between two projections."""
 
-    def __init__(self, config, num_quantizers: int):
+    def __init__(self, config: "MimiConfig", num_quantizers: int) -> None:
         super().__init__()
         self.num_quantizers = num_quantizers
         self.codebook_size = config.codebook_size
@@ -34,16 +40,21 @@ class ResidualVectorQuantizer(nn.Module):
         )
         self.input_proj = nn.Conv1d(width, inner, 1, bias=False) if inner != width else None
         self.output_proj = nn.Conv1d(inner, width, 1, bias=False) if inner != width else None
-        self._tables: tuple[object, Tensor, Tensor] | None = None
+        self._tables: tuple[list, Tensor, Tensor] | None = None
 
-    def train(self, mode: bool = True):
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """Those of the layers, in their order."""
+        return [cast(VectorQuantization, layer).codebook for layer in self.layers]
+
+    def train(self, mode: bool = True) -> "ResidualVectorQuantizer":
         self._tables = None
         return super().train(mode)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return {**self.__dict__, "_tables": None}
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> "ResidualVectorQuantizer":
         self._tables = None
         return super()._apply(fn, recurse)
 
@@ -58,7 +69,7 @@ class ResidualVectorQuantizer(nn.Module):
         """
         if torch.compiler.is_compiling() and self._tables is not None:
             return self._tables[1:]
-        codebooks = [layer.codebook for layer in self.layers]
+        codebooks = self.codebooks
         buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
         # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
         key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
@@ -103,7 +114,7 @@ class ResidualVectorQuantizer(nn.Module):
         return _project(self.output_proj, sums)
 
 
-def _same(old_key, key) -> bool:
+def _same(old_key: list, key: list) -> bool:
     return len(old_key) == len(key) and all(
         old[0] is new[0] and old[1] == new[1] for old, new in zip(old_key, key, strict=True)
     )
@@ -119,7 +130,7 @@ def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
 class SplitResidualVectorQuantizer(nn.Module):
     """A semantic and an acoustic residual quantizer of the same latents, their outputs summed."""
 
-    def __init__(self, config):
+    def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.num_semantic_quantizers = config.num_semantic_quantizers
         self.max_num_quantizers = config.num_quantizers
@@ -129,7 +140,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         )
         self.training_options = QuantizerTraining()
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Derive the codebooks where they have changed: a compiled graph takes them as they are."""
         for residual, _ in self.halves():
             residual.tables()
@@ -153,7 +164,7 @@ class SplitResidualVectorQuantizer(nn.Module):
 
     # In training
 
-    def halves(self):
+    def halves(self) -> Iterator[tuple[ResidualVectorQuantizer, int]]:
         """Both residual quantizers, each with the number of codebooks before its own."""
         yield self.semantic_residual_vector_quantizer, 0
         yield self.acoustic_residual_vector_quantizer, self.num_semantic_quantizers
@@ -161,16 +172,16 @@ class SplitResidualVectorQuantizer(nn.Module):
     @property
     def initialized(self) -> bool:
         """Whether the codebooks have been made."""
-        return bool(self.semantic_residual_vector_quantizer.layers[0].codebook.initialized)
+        return bool(self.semantic_residual_vector_quantizer.codebooks[0].initialized)
 
-    def reset_codebooks(self):
+    def reset_codebooks(self) -> None:
         """Forget the codebooks: the next training step that may change them, or [`initialize`], makes new ones by
         k-means."""
         for half, _ in self.halves():
-            for layer in half.layers:
-                layer.codebook.initialized.zero_()
+            for codebook in half.codebooks:
+                codebook.initialized.zero_()
 
-    def initialize(self, latents: Tensor, batches: int = 1, mask: Tensor | None = None):
+    def initialize(self, latents: Tensor, batches: int = 1, mask: Tensor | None = None) -> None:
         """Make the codebooks from latents, by k-means.
 
         Args:
@@ -186,7 +197,7 @@ class SplitResidualVectorQuantizer(nn.Module):
             for half, _ in self.halves():
                 vectors = _project(half.input_proj, latents).float()
                 vectors = vectors.flatten(0, 1) if mask is None else vectors[mask]
-                initialize_codebooks([layer.codebook for layer in half.layers], vectors, iterations, batches)
+                initialize_codebooks(half.codebooks, vectors, iterations, batches)
 
     def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
         """What training mode makes of latents: [`search`] and [`lookup`] in one, with gradients, and the codebooks
@@ -204,12 +215,13 @@ class SplitResidualVectorQuantizer(nn.Module):
         if learns and not self.initialized:
             self.initialize(latents, mask=mask)
         levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)
-        outputs, codes, error, count = [], [], 0.0, 0.0
+        outputs, codes = [], []
+        error, count = torch.zeros((), device=latents.device), torch.zeros((), device=latents.device)
         with torch.autocast(latents.device.type, enabled=False):
             for half, before in self.halves():
                 x = _project(half.input_proj, latents).float()
                 if options.enabled:
-                    codebooks = [layer.codebook for layer in half.layers[: max(0, num_quantizers - before)]]
+                    codebooks = half.codebooks[: max(0, num_quantizers - before)]
                     y, code, half_error, half_count = quantize_levels(codebooks, x, levels - before, mask, options)
                     # An unquantized latent goes through both projections, too: then it is what ever finer codebooks
                     # come to, and the decoder sees one space.
@@ -218,7 +230,8 @@ class SplitResidualVectorQuantizer(nn.Module):
                     outputs.append((half, torch.where(raw[:, None, None], x, y), y))
                 else:
                     outputs.append((half, x, x))
-            latents = sum(_project(half.output_proj, mixed) for half, mixed, _ in outputs)
+            semantic_part, acoustic_part = (_project(half.output_proj, mixed) for half, mixed, _ in outputs)
+            latents = semantic_part + acoustic_part
             semantic = _project(outputs[0][0].output_proj, outputs[0][2])
         if not options.enabled:
             codes = [latents.new_zeros(len(latents), num_quantizers, latents.shape[1], dtype=torch.int64)]

@@ -5,6 +5,7 @@ Outside, they stand where the mask says: audio between `start` and `start + coun
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +106,7 @@ class Ragged:
         """Rows that begin at 0, shape = (B, K, F), at the side where they belong, zeros elsewhere."""
         return _place(codes, self.frame_starts, self.frame_counts, self.frames)
 
-    def write_audio(self, whole: Tensor, piece: Tensor, start: int):
+    def write_audio(self, whole: Tensor, piece: Tensor, start: int) -> None:
         """[`place_audio`] of a piece that begins at sample `start`, into `whole`: Tensor, shape = (B, C, N)."""
         for row, (first, count) in enumerate(zip(self.starts, self.counts, strict=True)):
             length = max(0, min(piece.shape[2], count - start))
@@ -118,7 +119,7 @@ def frame_mask(counts: Tensor, frames: int, left: bool = False) -> Tensor:
     return mask.flip(1) if left else mask
 
 
-def check_mask(mask, name: str):
+def check_mask(mask: Any, name: str) -> None:
     """Refuse a mask that is no tensor."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} is of type {type(mask).__name__}, but must be a tensor: use torch.as_tensor(mask).")

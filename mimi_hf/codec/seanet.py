@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self, channels: int, kernel_size: int, dilation: int, compress: int, pad_mode: str, conv_shortcut: bool
-    ):
+    ) -> None:
         super().__init__()
         hidden = channels // compress
         self.block = nn.ModuleList(
@@ -71,7 +71,7 @@ class SEANet(nn.Module):
 class SEANetEncoder(SEANet):
     """Tensor, shape = (B, N, audio_channels) -> Tensor, shape = (B, N / prod(ratios), hidden_size)."""
 
-    def __init__(self, config: MimiConfig):
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__()
         self.frame = config.frame_size
         channels = config.num_filters
@@ -93,7 +93,7 @@ class SEANetEncoder(SEANet):
 class SEANetDecoder(SEANet):
     """Tensor, shape = (B, T, hidden_size) -> Tensor, shape = (B, T * prod(ratios), audio_channels)."""
 
-    def __init__(self, config: MimiConfig):
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__()
         self.frame = config.latent_stride
         channels = config.num_filters * 2 ** len(config.upsampling_ratios)

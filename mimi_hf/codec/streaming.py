@@ -42,7 +42,7 @@ class Stream:
     batch_size: B, rows.
     """
 
-    def __init__(self, model: TiledCodec, batch_size: int):
+    def __init__(self, model: TiledCodec, batch_size: int) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a positive integer, one row per session.")
         self.model = model
@@ -167,7 +167,7 @@ class EncoderStream(Stream):
         (torch.Size([1, 8, 1]), 80)
     """
 
-    def __init__(self, model: TiledCodec, batch_size: int, num_quantizers: int):
+    def __init__(self, model: TiledCodec, batch_size: int, num_quantizers: int) -> None:
         super().__init__(model, batch_size)
         self.num_quantizers = num_quantizers
         self.reset()

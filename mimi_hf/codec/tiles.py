@@ -7,7 +7,7 @@ does not depend on how the input is cut, and memory does not grow with its lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ class TiledCodec:
         padding_cache: EncoderStream | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
-    ) -> MimiEncoderOutput | tuple:
+    ) -> MimiEncoderOutput:
         """Encode audio into codes.
 
         Args:
@@ -240,7 +240,7 @@ class TiledCodec:
         use_cache: bool | None = None,
         audio_codes_mask: Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> MimiDecoderOutput | tuple:
+    ) -> MimiDecoderOutput:
         """Decode codes into audio.
 
         Args:
@@ -327,14 +327,14 @@ class TiledCodec:
         streaming = self.is_streaming(use_streaming, *caches)
         encoded = MimiEncoderOutput(audio_codes)
         if audio_codes is None:
+            audio: Any = input_values  # encode refuses None
             encoded = self.encode(
-                input_values, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
+                audio, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
             )
         if padding_mask is None and input_values is not None and not streaming:
             padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
-        decoded = self.decode(
-            encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
-        )
+        codes: Any = encoded.audio_codes
+        decoded = self.decode(codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True)
         output = MimiOutput(
             encoded.audio_codes,
             decoded.audio_values,
@@ -343,8 +343,8 @@ class TiledCodec:
             encoded.audio_codes_mask,
         )
         if return_loss and input_values is not None and not streaming:
-            rate = self.config.sampling_rate
-            output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
+            audio_values, rate = cast(Tensor, decoded.audio_values), self.config.sampling_rate
+            output.loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
         return self._output(output, return_dict)
 
     def is_streaming(self, use_streaming: bool | None, *caches: Any) -> bool:

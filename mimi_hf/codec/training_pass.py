@@ -1,5 +1,7 @@
 """What [`MimiModel`] does in training mode: encoder, quantizer and decoder in one, with gradients."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ COMMITMENT = 0.25  # its weight in the sum, as in VQ-VAE (arXiv:1711.00937, sect
 
 
 def training_pass(
-    model, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
+    model: Any, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
 ) -> MimiTrainingOutput:
     """One pass of training; the codebooks move on.
 
@@ -39,6 +41,7 @@ def training_pass(
     )
     if return_loss:
         rate = model.config.sampling_rate
-        output.reconstruction_loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
-        output.loss = output.reconstruction_loss + COMMITMENT * output.commitment_loss
+        loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
+        output.reconstruction_loss = loss
+        output.loss = loss + COMMITMENT * quantized.commitment
     return output

@@ -6,7 +6,7 @@ interrupted can be taken again.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .matmul import linear
+
+if TYPE_CHECKING:
+    from mimi_hf.configuration_mimi import MimiConfig
 
 # Up to here plain products are faster than torch's fused attention on a CPU.
 FEW_QUERIES = 8
@@ -101,7 +104,7 @@ class Window(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention with grouped keys and values; `implementation` is "sdpa" or "eager"."""
 
-    def __init__(self, config):
+    def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
@@ -112,7 +115,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, window: Window, implementation: str):
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, window: Window, implementation: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
             x: Tensor, shape = (B, T, D).
@@ -141,7 +146,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -154,7 +159,7 @@ class MLP(nn.Module):
 class LayerScale(nn.Module):
     """A learnt scale per channel on a residual branch (arXiv:2103.17239, section 3)."""
 
-    def __init__(self, channels: int, initial_scale: float):
+    def __init__(self, channels: int, initial_scale: float) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((channels,), initial_scale))
 
@@ -166,7 +171,7 @@ class LayerScale(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm attention and MLP, each on a scaled residual branch."""
 
-    def __init__(self, config):
+    def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
@@ -175,7 +180,7 @@ class TransformerLayer(nn.Module):
         self.self_attn_layer_scale = LayerScale(config.hidden_size, config.layer_scale_initial_scale)
         self.mlp_layer_scale = LayerScale(config.hidden_size, config.layer_scale_initial_scale)
 
-    def forward(self, x: Tensor, *attention_arguments):
+    def forward(self, x: Tensor, *attention_arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """x: Tensor, shape = (B, T, D); the other arguments are those of [`Attention`]."""
         y, keys, values = self.self_attn(self.input_layernorm(x), *attention_arguments)
         x = self.self_attn_layer_scale(x, y)
@@ -186,7 +191,7 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """`num_hidden_layers` layers over a window of `sliding_window` steps."""
 
-    def __init__(self, config):
+    def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])
@@ -221,7 +226,7 @@ class Transformer(nn.Module):
         row = torch.arange(x.shape[0], device=x.device)[:, None]
         kept = state.position[:, None] + torch.arange(-past, 0, device=x.device)
 
-        def move(old, new):
+        def move(old: Tensor, new: Tensor) -> Tensor:
             old, new = old.transpose(1, 2), new.transpose(1, 2)
             steps = old[row, kept % state.slots].to(new.dtype)  # a stream may enter and leave autocast
             return new.index_put((row, kept % slots), steps).transpose(1, 2)
