@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from mimi_hf.utils.files import BinaryReader, check_bytes, read_available, read_exactly
+from mimi_hf.utils.files import BinaryReader, as_seekable, check_bytes, read_available, read_exactly
 
 from .pcm import PCM, decode_samples, read_wav_header
 
@@ -85,8 +85,8 @@ def open_reader(source: AudioSource, pcm: PCM | None, stack: ExitStack) -> Sampl
         )
     if pcm is not None:
         return PCMReader(file, name, pcm)
-    seekable: Any = file  # as it says itself
-    if hasattr(file, "seekable") and seekable.seekable() and seekable.tell() == 0:
+    seekable = as_seekable(file)
+    if seekable is not None and seekable.tell() == 0:
         return SoundReader(file, name, stack)
     return _open_pipe(file, name, stack)
 

@@ -1,4 +1,4 @@
-"""The header of .mimi files: what the codes of a file are. [`mimi_hf.bitstream`] describes its bytes."""
+"""The header of .mimi files, the end mark, and checksums. Their bytes are described in [`mimi_hf.bitstream`]."""
 
 import json
 import math
@@ -6,8 +6,10 @@ import operator
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ _LIMITS = {
     "frame_size": (1, 2**24),
     "channels": (1, 255),
 }
+END_MARK = struct.Struct("<HQQ")
 _FIXED = struct.Struct("<7sBBBHIIIQ32sH")
 _START = len(MAGIC) + 1  # bytes that say what kind of file it is
 _MAX_METADATA = 2**16 - 1
@@ -35,7 +38,7 @@ _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', flags=re.DOTALL)
 
 
 class BitstreamError(ValueError):
-    """A file that is no .mimi file, or a damaged one."""
+    """The file is no .mimi file, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,15 @@ class Header:
     """What the codes of a file are.
 
     Args:
-        num_quantizers (int): K, codes per frame and channel.
-        codebook_size (int): V; codes are less.
-        sampling_rate (int): of the audio, samples per second.
-        frame_size (int): samples per frame.
-        channels (int): C; each is coded by itself.
-        num_samples (int, optional): real samples per channel, where that is known.
-        codebook_digest (str): hex SHA-256 that names the codebooks, as `model.codebook_digest` gives; "" if unknown.
-        metadata (dict): a JSON object of up to 65535 bytes.
-        coding (str): "packed" or "entropy", which needs the extra `entropy`.
+        num_quantizers: K, codes per frame and channel.
+        codebook_size: V; codes are less.
+        sampling_rate: of the audio, samples per second.
+        frame_size: samples per frame.
+        channels: C; each is coded by itself.
+        num_samples: real samples per channel, where that is known.
+        codebook_digest: hex SHA-256 that names the codebooks, as `model.codebook_digest` gives; "" if unknown.
+        metadata: a JSON object of up to 65535 bytes.
+        coding: "packed" or "entropy", which needs the extra `entropy`.
 
     Raises:
         ValueError, TypeError: for a value that a file cannot hold. The message says why.
@@ -64,7 +67,7 @@ class Header:
     channels: int = 1
     num_samples: int | None = None
     codebook_digest: str = ""
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     coding: str = "packed"
 
     def __post_init__(self):
@@ -116,18 +119,18 @@ class Header:
 
 
 class _Metadata(dict):
-    """Metadata that a file holds, or could hold when it was checked.
+    """Metadata that a file holds, so its length need not be checked.
 
-    What was read may be longer when it is written again: 1e5 becomes 100000.0.
+    It may be longer when it is written again: 1e5 becomes 100000.0.
     """
 
 
 class CutError(Exception):
-    """The file ended before what was to be read."""
+    """The file ends before the bytes that were to be read."""
 
 
-def header_bytes(header) -> bytes:
-    """A header as it is written, without its checksum."""
+def encode_header(header: Header) -> bytes:
+    """The bytes of a header, without its checksum."""
     metadata = _dump_metadata(header.metadata)
     _check_length(metadata)
     fixed = _FIXED.pack(
@@ -146,14 +149,17 @@ def header_bytes(header) -> bytes:
     return fixed + metadata
 
 
-def read_header(take):
-    """The header that comes next, and its bytes without the checksum.
+def read_header(take: Callable[[int], bytes]) -> tuple[Header, bytes]:
+    """Read the header that comes next.
 
     Args:
-        take: function that reads so many bytes, or raises [`CutError`].
+        take: function that reads as many bytes as it is told, or raises [`CutError`].
 
     Returns:
-        tuple[Header, bytes]
+        The header, and its bytes without the checksum.
+
+    Raises:
+        BitstreamError: for bytes that are no header, or a damaged one.
     """
     start = take(_START)
     if not start.startswith(MAGIC):
@@ -183,8 +189,20 @@ def read_header(take):
     return header, fixed + metadata
 
 
-def check_integer(name, value, lowest, highest) -> int:
-    """The value as a plain int; refuses other types, and what is out of bounds."""
+def compute_checksum(seed: int, frame: int, *parts: bytes) -> bytes:
+    """The checksum of a block, or of the end mark, that begins at `frame`.
+
+    It covers the header (`seed` is its crc) and the frame, so a block that was moved, or comes from another file, does
+    not have it.
+    """
+    crc = zlib.crc32(struct.pack("<Q", frame), seed)
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return struct.pack("<I", crc)
+
+
+def check_integer(name: str, value: Any, lowest: int, highest: int) -> int:
+    """Return the value as a plain int. Raises TypeError for other types, ValueError for what is out of bounds."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -196,7 +214,7 @@ def check_integer(name, value, lowest, highest) -> int:
     return value
 
 
-def _dump_metadata(metadata) -> bytes:
+def _dump_metadata(metadata: Any) -> bytes:
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata={metadata!r} must be a dict.")
     try:
@@ -205,16 +223,16 @@ def _dump_metadata(metadata) -> bytes:
         raise ValueError(f"metadata must be what JSON can hold: {error}.") from error
 
 
-def _check_length(data):
+def _check_length(data: bytes) -> None:
     if len(data) > _MAX_METADATA:
         raise ValueError(f"metadata takes {len(data)} bytes as JSON, but may take {_MAX_METADATA}. Shorten it.")
 
 
-def _parse_metadata(data) -> _Metadata:
-    """Strict: what other languages could read in another way, or could not read, is refused."""
+def _parse_metadata(data: bytes) -> _Metadata:
+    """Refuses what other languages read in another way, or cannot read."""
     try:
         text = data.decode()
-        # Before the parser sees it, which recurses.
+        # The depth is checked before json parses, as its parser recurses.
         steps = (1 if character in "[{" else -1 for character in _JSON_STRING.sub("", text) if character in "[]{}")
         if max(accumulate(steps), default=0) > _MAX_DEPTH:
             raise ValueError(f"it is more than {_MAX_DEPTH} levels deep")
@@ -227,14 +245,14 @@ def _parse_metadata(data) -> _Metadata:
     return _Metadata(metadata)
 
 
-def _unique(pairs) -> dict:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         raise ValueError("a key is there twice")
     return result
 
 
-def _finite(text) -> float:
+def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError(f"{text} is not finite")
     return float(text)

@@ -1,28 +1,32 @@
-"""Payloads of .mimi files: codes as bits. [`mimi_hf.bitstream`] describes them."""
+"""Payloads of .mimi files: codes as bits. Their format is described in [`mimi_hf.bitstream`]."""
 
 import numpy as np
 
 from .entropy import EntropyCoder
+from .header import Header
 
-_STEP = 2**16  # codes that are packed at a time: what they need meanwhile stays in cache
+_PACKED_AT_ONCE = 2**16  # codes: their bits stay in cache
 
 
 class PayloadCoder:
     """Codes to payloads and back. Blocks come in order.
 
     Args:
-        header (Header): what the codes are.
-        frame (int): where the first block begins.
+        header: what the codes are.
+        frame: where the first block begins.
+
+    Raises:
+        ImportError: the coding is entropy, and the extra `entropy` is not installed.
     """
 
-    def __init__(self, header, frame=0):
+    def __init__(self, header: Header, frame: int = 0):
         self._header = header
-        self._entropy = None
+        self._entropy: EntropyCoder | None = None
         if header.coding == "entropy":
             self._entropy = EntropyCoder(header.channels, header.num_quantizers, header.codebook_size, frame)
 
-    def encode(self, codes, frame):
-        """The payload of the block that begins at `frame`; codes have shape = (f, C, K)."""
+    def encode(self, codes: np.ndarray, frame: int) -> bytes:
+        """Encode the block that begins at `frame`; codes have shape = (f, C, K)."""
         packed = pack_codes(codes, self._header.bits_per_code)
         if self._entropy is None:
             return packed
@@ -30,51 +34,55 @@ class PayloadCoder:
         coded = self._entropy.encode(codes)
         return coded if len(coded) < len(packed) else packed
 
-    def decode(self, payload, frames, frame):
-        """Codes of the block that begins at `frame`, shape = (f, C, K). ValueError for what no codes give."""
+    def decode(self, payload: bytes, frames: int, frame: int) -> np.ndarray:
+        """Decode the block of `frames` frames that begins at `frame` to codes, shape = (f, C, K).
+
+        Raises:
+            ValueError: no codes give this payload.
+        """
         header, entropy = self._header, self._entropy
         if entropy:
             entropy.begin_block(frame)
-            if len(payload) < packed_length(header, frames):
+            if len(payload) < count_packed_bytes(header, frames):
                 return entropy.decode(payload, frames)
         codes = unpack_codes(payload, header.bits_per_code, frames * header.channels * header.num_quantizers)
         if codes.max() >= header.codebook_size:
             raise ValueError(f"a code is {codes.max()}, but there are {header.codebook_size} entries")
         codes = codes.reshape(frames, header.channels, header.num_quantizers)
         if entropy:
-            entropy.skip(codes)
+            entropy.learn(codes)
         return codes
 
 
-def packed_length(header, frames) -> int:
-    """Bytes of so many frames, packed."""
+def count_packed_bytes(header: Header, frames: int) -> int:
+    """The length of the payload of `frames` frames, packed."""
     return -(-frames * header.channels * header.num_quantizers * header.bits_per_code // 8)
 
 
-def pack_codes(codes, bits) -> bytes:
-    """Integers of so many bits each as one string of bits, the lowest first."""
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """Pack integers of `bits` bits each into one string of bits, the lowest first."""
     codes = np.ascontiguousarray(codes.reshape(-1), dtype="<u2" if bits <= 16 else "<u4")
     parts = []
-    for start in range(0, len(codes), _STEP):
-        part = codes[start : start + _STEP]
+    for start in range(0, len(codes), _PACKED_AT_ONCE):
+        part = codes[start : start + _PACKED_AT_ONCE]
         parts.append(np.packbits(_bits(part)[:, :bits], bitorder="little").tobytes())
     return b"".join(parts)
 
 
-def unpack_codes(data, bits, count) -> np.ndarray:
-    """The integers that [`pack_codes`] packed, shape = (count,)."""
+def unpack_codes(data: bytes, bits: int, count: int) -> np.ndarray:
+    """Unpack the integers that [`pack_codes`] packed, shape = (count,)."""
     width = 16 if bits <= 16 else 32
-    data = np.frombuffer(data, dtype=np.uint8)
+    whole = np.frombuffer(data, dtype=np.uint8)
     codes = np.empty(count, dtype=f"<u{width // 8}")
-    for start in range(0, count, _STEP):
-        part = codes[start : start + _STEP]
-        packed = data[start * bits // 8 :]  # a step is whole bytes
+    for start in range(0, count, _PACKED_AT_ONCE):
+        part = codes[start : start + _PACKED_AT_ONCE]
+        packed = whole[start * bits // 8 :]  # _PACKED_AT_ONCE codes fill whole bytes
         padded = np.zeros((len(part), width), dtype=np.uint8)
         padded[:, :bits] = np.unpackbits(packed, count=len(part) * bits, bitorder="little").reshape(-1, bits)
         part[:] = np.packbits(padded, axis=1, bitorder="little").view(codes.dtype)[:, 0]
     return codes
 
 
-def _bits(codes):
+def _bits(codes: np.ndarray) -> np.ndarray:
     """The bits of little-endian integers, shape = (n, bits of an integer), the lowest first."""
     return np.unpackbits(codes.view(np.uint8).reshape(len(codes), -1), axis=1, bitorder="little")

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 _READ_SIZE = 2**20  # bytes: raw files allocate what they are asked for
@@ -59,6 +59,18 @@ class BinaryReader(Protocol):
         ...
 
 
+class SeekableReader(BinaryReader, Protocol):
+    """A file object that gives bytes, and can go back."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go to a place; returns its distance from the beginning."""
+        ...
+
+    def tell(self) -> int:
+        """Where the file is."""
+        ...
+
+
 class BinaryWriter(Protocol):
     """A file object that takes bytes; it may take a part of them at a time, and say how many."""
 
@@ -101,6 +113,12 @@ def read_exactly(file: BinaryReader, size: int) -> bytes:
         parts.append(data)
         left -= len(data)
     return b"".join(parts)
+
+
+def as_seekable(file: BinaryReader) -> SeekableReader | None:
+    """Return the file itself if it can seek, else None."""
+    seekable = getattr(file, "seekable", None)
+    return cast(SeekableReader, file) if seekable is not None and seekable() else None
 
 
 def write_all(file: BinaryWriter, data: bytes) -> None:

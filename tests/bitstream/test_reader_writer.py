@@ -405,7 +405,7 @@ def test_entropy_coding_saves_where_there_is_something_to_save():
 def test_tables_sum_to_what_the_coder_takes(size, kind):
     counts = np.zeros(size, dtype=np.int64)
     counts[: {"none": 0, "one": 1, "few": 2, "all": size}[kind]] = 2**16 * 255 * 2
-    weights = entropy.table_weights(counts)
+    weights = entropy.compute_weights(counts)
     assert weights.sum() == 2**24 - size
     assert weights.min() >= 0
     assert (np.diff(weights[1:]) <= 0).all()  # more often, more likely
