@@ -237,8 +237,6 @@ def write_blocks(
         raise ValueError(
             f"sampling_rate={rate} must be a whole number up to {highest_rate} for {kind}. Resample first."
         )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}. Create it first.")
     if kind == "WAV" and (num_samples or 0) * channels * 2 > _WAV_LIMIT:
         kind = "RF64"
     written = 0

@@ -165,10 +165,7 @@ def write_mimi(path: str | os.PathLike[str], codes: ArrayLike, header: Header, b
         ValueError, TypeError, ImportError: as [`BitstreamWriter`].
         OSError: the file cannot be written, for example because its folder does not exist.
     """
-    path = Path(os.fsdecode(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
-    with written_beside(path) as aside, open(aside, "wb") as file:
+    with written_beside(Path(os.fsdecode(path))) as aside, open(aside, "wb") as file:
         writer = BitstreamWriter(file, header, block_frames)
         writer.write(codes)
         writer.close()

@@ -21,8 +21,12 @@ def written_beside(output: Path) -> Iterator[Path]:
     step; after an error it is removed.
 
     Raises:
+        FileNotFoundError: there is no folder to write to.
         FileExistsError: `output` is a device or a pipe, which must not be replaced.
+        IsADirectoryError: a file was written, but `output` is a folder.
     """
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output} cannot be written: there is no folder {output.parent}. Create it first.")
     output = output.resolve()
     if output.exists() and not (output.is_file() or output.is_dir()):
         raise FileExistsError(f"{output} is a device or a pipe. Name a file, or - for standard output.")
@@ -35,6 +39,8 @@ def written_beside(output: Path) -> Iterator[Path]:
         if not output.is_dir():
             os.replace(temporary, output)
             return
+        if not temporary.is_dir():
+            raise IsADirectoryError(f"{output} is a folder. Name a file to write.")
         # A folder cannot be renamed onto one that holds files: the old one steps aside, and back if that fails.
         os.rename(output, replaced)
         try:

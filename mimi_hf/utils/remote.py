@@ -1,25 +1,28 @@
-"""What lies behind URLs that fsspec knows: all that is read from there, and what goes wrong with it, passes here."""
+"""Read from URLs that fsspec knows. Errors tell an absent file from a place that cannot be reached."""
 
 import errno
 import io
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GONE = (404, 410)
 
 
 def is_url(path: str) -> bool:
+    """Whether `path` begins with the scheme of a URL."""
     return _URL.match(path) is not None
 
 
 def read_url(url: str) -> bytes:
-    """All that lies behind a URL.
+    """Read the file behind a URL.
 
     Raises:
         FileNotFoundError: a server said that there is no such file.
-        OSError: it cannot be told, or not be read; with an `errno`.
+        OSError: the file cannot be read, and may exist; with an `errno`.
         ValueError, ImportError: fsspec does not know such URLs, or lacks a package for them.
     """
     with _explained(url):
@@ -27,7 +30,7 @@ def read_url(url: str) -> bytes:
 
 
 def open_url(url: str) -> io.RawIOBase:
-    """A binary file that can seek; its methods raise what [`read_url`] raises."""
+    """Open the file behind a URL: binary, seekable. Its methods raise what [`read_url`] raises."""
     from fsspec.core import url_to_fs
 
     with _explained(url):
@@ -36,10 +39,10 @@ def open_url(url: str) -> io.RawIOBase:
 
 
 def fetch(path: str) -> str | bytes:
-    """The content behind a URL, or a chain of them; the path of a file on this machine as it is.
+    """Fetch the content behind a URL, or a chain of them. The path of a local file is returned as it is.
 
     Raises:
-        ValueError: it cannot be fetched, for whatever reason.
+        ValueError: the content cannot be fetched, for any reason.
     """
     if "://" not in path or os.path.exists(path):
         return path
@@ -53,7 +56,7 @@ def fetch(path: str) -> str | bytes:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether a file behind a URL is proven not to be there.
+    """Whether an error proves that there is no file behind a URL.
 
     A FileNotFoundError is no proof: fsspec's HTTP raises it for names that cannot be resolved, timeouts and any status.
     """
@@ -75,13 +78,13 @@ def _content(url: str) -> bytes:
 
 
 @contextmanager
-def _explained(url: str):
-    """Every error as one that tells whether the file is absent, or what lies between fails: see [`read_url`]."""
+def _explained(url: str) -> Iterator[None]:
+    """Turn every error into one of those that [`read_url`] raises."""
     try:
         yield
     except (ImportError, MemoryError, IsADirectoryError):
         raise
-    except Exception as error:  # those of HTTP clients are of no kind that they share
+    except Exception as error:  # HTTP clients' errors share no class
         if isinstance(error, ValueError) and not isinstance(error, OSError):
             raise
         if is_absent(error):
@@ -90,7 +93,7 @@ def _explained(url: str):
 
 
 class _RemoteFile(io.RawIOBase):
-    def __init__(self, url: str, file):
+    def __init__(self, url: str, file: Any):
         super().__init__()
         self.url, self.file = url, file
 
@@ -126,11 +129,8 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of aiohttp, httpx, requests, botocore or Azure tells of."""
+    """The HTTP status in an error of aiohttp, httpx, requests, botocore or Azure."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return getattr(error, "status", None) or getattr(response, "status_code", None)
-
-
-__all__ = ["fetch", "is_absent", "is_url", "open_url", "read_url"]

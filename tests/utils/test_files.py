@@ -23,6 +23,16 @@ def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_replaces_no_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").touch()
+    with pytest.raises(IsADirectoryError, match="Name a file"), written_beside(tmp_path / "folder") as aside:
+        aside.touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "thesis.tex"]
+    with pytest.raises(FileNotFoundError, match="no folder"), written_beside(tmp_path / "a" / "b"):
+        pass
+
+
 class Slow(io.RawIOBase):
     """A raw file that takes three bytes at a time, and nothing in the end."""
 
