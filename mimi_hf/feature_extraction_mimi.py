@@ -21,6 +21,9 @@ from .utils.arrays import to_numpy
 if TYPE_CHECKING:
     import torch
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.get_logger(__name__)
 
 # An array with more rows than this is taken for (samples, channels), which is refused.
