@@ -1,16 +1,58 @@
 """Kyutai's Mimi speech codec for transformers: exact, streaming in both directions, and fast.
 
-Importing `mimi_hf` registers it with the Auto classes, see [`mimi_hf.auto`]. What is heavy is imported when it is used.
+Importing `mimi_hf` registers it with the Auto classes, see [`mimi_hf.auto`]. Everything heavy is imported on first use.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import auto
 from .auto import register, unregister
 
+if TYPE_CHECKING:  # for editors and type checkers; `_EXPORTS` is the same list for Python
+    from .codec.codebook_learning import QuantizerTraining
+    from .codec.outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput, MimiTrainingOutput
+    from .codec.streaming import DecoderStream, EncoderStream
+    from .configuration_mimi import MimiConfig
+    from .corpus.datasets_map.tokenizer import AudioDetokenizer, AudioTokenizer
+    from .feature_extraction_mimi import MimiFeatureExtractor
+    from .loading import mimi_tiny_path
+    from .modeling_mimi import MimiModel
+    from .pipelines import AudioDetokenizationPipeline, AudioFeatureExtractionPipeline, AudioTokenizationPipeline
+    from .quantization import MimiInt8Config
+    from .tokens.collator import AudioCodesCollator, apply_delay, flatten_codes, undo_delay, unflatten_codes
+
 __version__ = "0.1.0"
 
-# Public names and the modules that hold them, imported on first use.
+__all__ = [
+    "AudioCodesCollator",
+    "AudioDetokenizationPipeline",
+    "AudioDetokenizer",
+    "AudioFeatureExtractionPipeline",
+    "AudioTokenizationPipeline",
+    "AudioTokenizer",
+    "DecoderStream",
+    "EncoderStream",
+    "MimiConfig",
+    "MimiDecoderOutput",
+    "MimiEncoderOutput",
+    "MimiFeatureExtractor",
+    "MimiInt8Config",
+    "MimiModel",
+    "MimiOutput",
+    "MimiTrainingOutput",
+    "QuantizerTraining",
+    "apply_delay",
+    "auto",
+    "flatten_codes",
+    "mimi_tiny_path",
+    "register",
+    "undo_delay",
+    "unflatten_codes",
+    "unregister",
+]
+
+# The module of each public name that Python imports on first use.
 _EXPORTS = {
     "MimiConfig": "configuration_mimi",
     "MimiFeatureExtractor": "feature_extraction_mimi",
@@ -36,18 +78,18 @@ _EXPORTS = {
     "unflatten_codes": "tokens.collator",
 }
 
-__all__ = ["auto", "register", "unregister", *_EXPORTS]
+
+if not TYPE_CHECKING:  # a type checker would take every name for public
+
+    def __getattr__(name: str) -> Any:
+        if name in _EXPORTS:
+            value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __getattr__(name):
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 

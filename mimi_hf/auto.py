@@ -6,9 +6,12 @@ transformers itself first imports it, and holds proxies that import our classes 
 
 import importlib
 import sys
+from types import ModuleType
+from typing import Any
 
 import wrapt
 
+_PACKAGE = __name__.rpartition(".")[0]
 # The mapping that serves each Auto class, the module of transformers that defines it, and our class for it.
 _MAPPINGS = {
     "CONFIG_MAPPING": ("transformers.models.auto.configuration_auto", "MimiConfig"),
@@ -16,8 +19,8 @@ _MAPPINGS = {
     "MODEL_FOR_AUDIO_TOKENIZATION_MAPPING": ("transformers.models.auto.modeling_auto", "MimiModel"),
     "FEATURE_EXTRACTOR_MAPPING": ("transformers.models.auto.feature_extraction_auto", "MimiFeatureExtractor"),
 }
-# Our pipeline for each task, in `.pipelines`. Feature extraction is a task of transformers: ours takes Mimi, and leaves
-# all other models to its pipeline.
+# Our pipeline for each task, in `.pipelines`. Feature extraction is a task of transformers: our pipeline serves Mimi
+# and passes all other models on to theirs.
 _PIPELINES = {
     "audio-tokenization": "AudioTokenizationPipeline",
     "audio-detokenization": "AudioDetokenizationPipeline",
@@ -25,12 +28,15 @@ _PIPELINES = {
 }
 _PIPELINES_MODULE = "transformers.pipelines"
 _registered = False
-_tasks = {}  # for each task what we registered, and what was there before
+_tasks: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}  # what we registered, and what was there before
 
 
-def register():
-    """Serve `mimi` checkpoints with our classes in `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and
-    `AutoFeatureExtractor`, and in `pipeline`. Importing `mimi_hf` does this; calling it again changes nothing."""
+def register() -> None:
+    """Serve `mimi` checkpoints with the classes of this package, in transformers' Auto classes and `pipeline`.
+
+    These are `AutoConfig`, `AutoModel`, `AutoModelForAudioTokenization` and `AutoFeatureExtractor`. Importing `mimi_hf`
+    does this; calling it again changes nothing. [`unregister`] undoes it.
+    """
     global _registered
     _registered = True
     for mapping, (module, _) in _MAPPINGS.items():
@@ -40,7 +46,7 @@ def register():
         _fill_tasks(sys.modules[_PIPELINES_MODULE])
 
 
-def unregister():
+def unregister() -> None:
     """Give `mimi` checkpoints back to transformers' native classes. [`register`] undoes it."""
     global _registered
     _registered = False
@@ -48,7 +54,7 @@ def unregister():
         if module in sys.modules:
             content = getattr(sys.modules[module], mapping)._extra_content
             for key in list(content):
-                if key == "mimi" or getattr(key, "__module__", "").startswith(f"{__package__}."):
+                if key == "mimi" or getattr(key, "__module__", "").startswith(f"{_PACKAGE}."):
                     del content[key]
     for task in list(_tasks):
         registry = sys.modules[_PIPELINES_MODULE].PIPELINE_REGISTRY.supported_tasks
@@ -59,16 +65,18 @@ def unregister():
             registry[task] = before
 
 
-def _fill(mapping):
+def _fill(mapping: str) -> None:
+    """Add our class to a mapping whose module transformers has imported."""
     if not _registered:
         return
     module, name = _MAPPINGS[mapping]
-    config = importlib.import_module(".configuration_mimi", __package__).MimiConfig
-    key, value = ("mimi", config) if name == "MimiConfig" else (config, _lazy(name))
+    config = importlib.import_module(f"{_PACKAGE}.configuration_mimi").MimiConfig
+    key, value = ("mimi", config) if name == "MimiConfig" else (config, _lazy(_PACKAGE, name))
     getattr(sys.modules[module], mapping).register(key, value, exist_ok=True)
 
 
-def _fill_tasks(pipelines):
+def _fill_tasks(pipelines: ModuleType) -> None:
+    """Add our pipelines to those of `transformers.pipelines`."""
     # Past register_pipeline(): what it marks is saved as code, and asks for trust_remote_code when it is loaded.
     if not _registered or _tasks:
         return
@@ -77,12 +85,12 @@ def _fill_tasks(pipelines):
     for task, name in _PIPELINES.items():
         before = registry.get(task)
         kept = before if task == "feature-extraction" else fresh
-        registry[task] = {**kept, "impl": _lazy(name, f"{__package__}.pipelines")}
+        registry[task] = {**kept, "impl": _lazy(f"{_PACKAGE}.pipelines", name)}
         _tasks[task] = registry[task], before
 
 
-def _lazy(name, module=__package__):
-    """Our class `name`, imported when first touched: filling a mapping must not import torch code."""
+def _lazy(module: str, name: str) -> Any:
+    """A stand-in for a class, which is imported when first used: filling a mapping must not import torch code."""
     return wrapt.LazyObjectProxy(lambda: getattr(importlib.import_module(module), name))
 
 

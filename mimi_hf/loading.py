@@ -1,11 +1,19 @@
-"""Loading a model by name, with messages that say how to get it, and telling models apart by content."""
+"""Load a model by name, with messages that say how to get it, and tell models apart by their weights."""
 
 import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .configuration_mimi import MimiConfig
+    from .modeling_mimi import MimiModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 MIMI_TINY = "mimi-tiny"
@@ -17,8 +25,9 @@ _MISSING = """The model {name} is neither a folder here nor in the cache, and co
 
 
 def mimi_tiny_path() -> Path:
-    """The folder of `mimi-tiny`, a small trained model that comes with the package: for demonstrations and tests. It is
-    far from Mimi's quality, and its codes are its own.
+    """The folder of `mimi-tiny`, a small trained model that comes with the package, for demonstrations and tests.
+
+    It is far from Mimi's quality, and other models cannot read its codes.
 
     Example:
 
@@ -32,22 +41,23 @@ def mimi_tiny_path() -> Path:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, and how. It is light, and goes to other processes.
+    """Which model to load, and how. It is small, so that it can be sent to other processes.
 
-    name: a folder, the id of a model on the Hub, or `mimi-tiny`, which comes with the package, whatever lies here: a
-        folder of that name is `./mimi-tiny`.
-    dtype: float32, bfloat16 or float16, of torch too.
-    revision: of the model on the Hub.
+    Args:
+        name: a folder, the id of a model on the Hub, or `mimi-tiny`, the model that comes with the package. That name
+            always means that model; write `./mimi-tiny` for a folder of that name.
+        dtype: "float32", "bfloat16" or "float16"; the `torch.dtype` is taken as well.
+        revision: branch, tag or commit of the model on the Hub.
 
     Raises:
-        ValueError: for another dtype.
+        ValueError: another dtype.
     """
 
     name: str
     dtype: str = "float32"
     revision: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         dtype = str(self.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
@@ -56,17 +66,18 @@ class ModelChoice:
 
     @property
     def place(self) -> str:
-        """Where it is: a folder, or an id."""
+        """What `from_pretrained` takes: a folder, or an id on the Hub."""
         return str(mimi_tiny_path()) if self.name == MIMI_TINY else self.name
 
-    def resolve(self):
-        """Look at the config alone.
+    def resolve(self) -> "tuple[MimiConfig, ModelChoice]":
+        """Read the config alone.
 
         Returns:
-            tuple[MimiConfig, ModelChoice]: the config; and this choice with the commit that its revision stands for.
+            The config; and this choice with the commit that its revision stands for.
 
         Raises:
-            OSError, ValueError: there is no such model, or it is none of Mimi.
+            OSError: there is no such model.
+            ValueError: its config is damaged, or it is not a Mimi model.
         """
         from transformers.utils import cached_file
 
@@ -74,8 +85,8 @@ class ModelChoice:
 
         folder = os.path.isdir(self.place)
         with self._explained():
-            path = os.path.join(self.place, "config.json") if folder else None
-            path = Path(path or cached_file(self.place, "config.json", revision=self.revision))
+            file = f"{self.place}/config.json" if folder else None
+            path = Path(file or cached_file(self.place, "config.json", revision=self.revision) or "")
             if not path.is_file():
                 raise OSError("the folder holds no model, as it has no config.json. Name another.")
             try:
@@ -89,14 +100,16 @@ class ModelChoice:
         commit = path.parent.name if path.parent.parent.name == "snapshots" else self.revision
         return config, replace(self, revision=None if folder else commit)
 
-    def load(self, device: str | None = None, progress: bool = False):
-        """The model, on a device: the GPU of this process, or the CPU, by default.
+    def load(self, device: str | None = None, progress: bool = False) -> "MimiModel":
+        """Load the model onto a device.
 
         Args:
-            progress: leave the progress bars of transformers as they are; otherwise they end for this process.
+            device: by default the GPU of this process, or else the CPU.
+            progress: keep transformers' progress bars; by default they are switched off for the whole process.
 
         Raises:
-            OSError, ValueError: there is no such model, or it cannot be loaded.
+            OSError: there is no such model.
+            ValueError: it cannot be loaded.
         """
         import torch
         from transformers.utils import logging
@@ -106,13 +119,13 @@ class ModelChoice:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if not progress:
             logging.disable_progress_bar()
-        revision = self.resolve()[1].revision
+        revision = self.resolve()[1].revision or "main"
         with self._explained():
             model = MimiModel.from_pretrained(self.place, dtype=getattr(torch, self.dtype), revision=revision)
             return model.to(device)
 
     @contextlib.contextmanager
-    def _explained(self):
+    def _explained(self) -> Iterator[None]:
         from safetensors import SafetensorError
 
         try:
@@ -126,13 +139,18 @@ class ModelChoice:
             raise ValueError(f"The model {self.name} cannot be loaded: {error}") from error
 
 
-def weights_digest(model, leave_out: tuple[str, ...] = ()) -> str:
-    """The hex SHA-256 of the weights, in the precision that they have now, but for some beginnings of names."""
+def weights_digest(model: "nn.Module", ignored_prefixes: tuple[str, ...] = ()) -> str:
+    """Compute the hex SHA-256 of a model's weights, in their present precision.
+
+    Args:
+        model: any module of torch.
+        ignored_prefixes: weights whose names start with one of these do not count.
+    """
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(leave_out):
+        if not name.startswith(ignored_prefixes):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""Codes as speech language models take them: padded to a batch, delayed by codebook, flattened in the order of time.
+"""Prepare codes for speech language models: delay codebooks, flatten frames to one sequence, pad to a batch.
 
-Letters for shapes: B batch, K codebooks, F frames, V codebook size. Every function here has its inverse beside it.
+Letters for shapes: B batch, K codebooks, F frames, V codebook size. Every function has its inverse beside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimi_hf.utils.arrays import to_numpy
 
-IGNORED = -100  # label of what the loss leaves out, as everywhere in transformers
+IGNORED = -100  # the label that losses of transformers skip
 
 
 def apply_delay(codes: Tensor, delay: Sequence[int], fill: int) -> Tensor:
@@ -19,11 +19,14 @@ def apply_delay(codes: Tensor, delay: Sequence[int], fill: int) -> Tensor:
 
     Args:
         codes: Tensor, shape = (…, K, F).
-        delay: frames by which each of the K codebooks comes later, not negative.
-        fill: what stands where a codebook has not begun, or has ended.
+        delay: for each of the K codebooks, the frames by which it comes later; not negative.
+        fill: the value before a delayed codebook begins, and after one ends.
 
     Returns:
         Tensor, shape = (…, K, F + max(delay)).
+
+    Raises:
+        ValueError: `delay` is negative, or has another length than K.
 
     Example:
 
@@ -40,14 +43,17 @@ def apply_delay(codes: Tensor, delay: Sequence[int], fill: int) -> Tensor:
 
 
 def undo_delay(codes: Tensor, delay: Sequence[int]) -> Tensor:
-    """The inverse of [`apply_delay`]; of a sequence that is still being generated, the frames that are whole.
+    """Undo [`apply_delay`]. Of a sequence that is still being generated, this gives the frames that are complete.
 
     Args:
         codes: Tensor, shape = (…, K, F).
         delay: as for [`apply_delay`].
 
     Returns:
-        Tensor, shape = (…, K, F - max(delay)), or without frames where there are fewer.
+        Tensor, shape = (…, K, max(0, F - max(delay))).
+
+    Raises:
+        ValueError: `delay` is negative, or has another length than K.
     """
     delay = _check_delay(delay, codes.shape[-2])
     frames = max(0, codes.shape[-1] - max(delay))
@@ -55,11 +61,11 @@ def undo_delay(codes: Tensor, delay: Sequence[int]) -> Tensor:
 
 
 def flatten_codes(codes: Tensor, offset: int = 0) -> Tensor:
-    """One sequence, frame by frame, each with its K codes.
+    """Put all codes into one sequence, frame by frame; a frame has the codes of its K codebooks, in order.
 
     Args:
         codes: Tensor, shape = (…, K, F).
-        offset: k * offset is added to codebook k; V makes the ids of all codebooks disjoint.
+        offset: `k * offset` is added to the codes of codebook k. With offset V, no two codebooks share an id.
 
     Returns:
         Tensor, shape = (…, F * K).
@@ -73,7 +79,7 @@ def flatten_codes(codes: Tensor, offset: int = 0) -> Tensor:
 
 
 def unflatten_codes(ids: Tensor, num_quantizers: int, offset: int = 0) -> Tensor:
-    """The inverse of [`flatten_codes`].
+    """Undo [`flatten_codes`].
 
     Args:
         ids: Tensor, shape = (…, F * K).
@@ -84,7 +90,7 @@ def unflatten_codes(ids: Tensor, num_quantizers: int, offset: int = 0) -> Tensor
         Tensor, shape = (…, K, F).
 
     Raises:
-        ValueError: the sequence is not made of whole frames.
+        ValueError: the length of the sequence is not a multiple of K.
     """
     if ids.shape[-1] % num_quantizers:
         raise ValueError(
@@ -97,29 +103,31 @@ def unflatten_codes(ids: Tensor, num_quantizers: int, offset: int = 0) -> Tensor
 
 @dataclass(frozen=True)
 class AudioCodesCollator:
-    """Makes batches of the codes of a data set, as `collate_fn` of a `DataLoader` or `data_collator` of a `Trainer`.
+    """Makes a batch of examples with codes: the `collate_fn` of a `DataLoader`, or the `data_collator` of a `Trainer`.
 
     A batch is a dictionary of
 
     - `audio_codes`: Tensor, shape = (B, K, F), int64, padded on the right with `pad_id`; or, with `flatten`,
       `input_ids`: Tensor, shape = (B, F * K);
-    - `attention_mask`: Tensor, shape = (B, F), or (B, F * K), int64: 1 where the example is, its delays included;
-    - `labels`, on request: a copy with -100 wherever there is no code. Models of transformers shift them themselves.
+    - `attention_mask`: Tensor, shape = (B, F), or (B, F * K), int64: 1 for the frames of the example and its delays,
+      0 for padding;
+    - `labels`, on request: the same codes, with -100 wherever there is no code. Models of transformers shift labels
+      themselves.
 
-    F is the longest example, and the largest delay more. [`restore`] gives back the codes of each example.
+    F is the length of the longest example plus the largest delay. [`restore`] gives back the codes of each example.
 
     Args:
-        codes_column: where an example has its codes, (K, F): lists, an array or a tensor.
+        codes_column: the key of an example's codes, (K, F): lists, an array or a tensor.
         codebook_size: V.
-        num_quantizers: codebooks to use, the first ones; all by default.
-        delay: frames by which each codebook comes later: a list; or a number for all but the first, as Moshi has it.
-        flatten: one sequence in the order of time, frame by frame.
-        offset: with `flatten`, give codebook k the ids from k * V, so that those of all are disjoint.
-        pad_id: what stands where there is no code; by default the first id that no code has: V, or K * V with `offset`.
+        num_quantizers: use this many codebooks, the first ones; all by default.
+        delay: frames by which each codebook comes later: a list; or one number for all but the first, as in Moshi.
+        flatten: put the codes of an example into one sequence, frame by frame.
+        offset: with `flatten`, shift the ids of codebook k by k * V, so that no two codebooks share an id.
+        pad_id: the id where there is no code; by default the first free one: V, or K * V with `offset`.
         labels: add `labels`.
 
     Raises:
-        ValueError: for arguments that contradict each other.
+        ValueError: the arguments contradict each other.
 
     Example:
 
@@ -140,7 +148,7 @@ class AudioCodesCollator:
     pad_id: int | None = None
     labels: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.offset and not self.flatten:
             raise ValueError(
                 "offset=True needs flatten=True: codebooks that lie apart have their own ids. Leave it out."
@@ -153,10 +161,11 @@ class AudioCodesCollator:
             _check_delay([self.delay], 1)
 
     def __call__(self, examples: Sequence[Mapping]) -> dict[str, Tensor]:
-        """The batch of some examples.
+        """Make the batch of some examples.
 
         Raises:
-            ValueError, TypeError: for codes that are none, or of different numbers of codebooks, naming the example.
+            ValueError: codes are out of range, or examples differ in codebooks. The message names the example.
+            TypeError: an example has no integers of shape (K, F).
         """
         rows = [self._read(index, example) for index, example in enumerate(examples)]
         if not rows:
@@ -168,7 +177,10 @@ class AudioCodesCollator:
                 f" Give num_quantizers={min(quantizers)}."
             )
         count = quantizers.pop()
-        delay, pad_id = self._delay_of(count), self._pad_id_of(count)
+        delay, free = self._delay_of(count), self.codebook_size * (count if self.offset else 1)
+        pad_id = free if self.pad_id is None else self.pad_id
+        if 0 <= pad_id < free:
+            raise ValueError(f"pad_id={pad_id} is also a code: these are 0 to {free - 1}. Give {free}, or None.")
         lengths = torch.tensor([row.shape[1] for row in rows])
         codes = torch.full((len(rows), count, int(lengths.max())), -1)
         for row, into in zip(rows, codes, strict=True):
@@ -190,21 +202,21 @@ class AudioCodesCollator:
         return batch
 
     def restore(self, batch: Mapping[str, Tensor], num_quantizers: int | None = None) -> list[Tensor]:
-        """The inverse: the codes of each example, for example to decode what was predicted.
+        """Give back the codes of each example of a batch, for example to decode a prediction.
 
         Args:
-            batch: as made here.
-            num_quantizers: K, which a flattened batch does not tell, where the collator was not told either.
+            batch: a batch as this collator makes them.
+            num_quantizers: K, for a flattened batch, where the collator was not given it.
 
         Returns:
             For each example Tensor, shape = (K, F), int64.
 
         Raises:
-            ValueError: for a flattened batch of an unknown number of codebooks.
+            ValueError: the batch is flattened, and K is not known.
         """
         codes, mask = batch["input_ids" if self.flatten else "audio_codes"], batch["attention_mask"]
         if self.flatten:
-            listed = len(self.delay) if isinstance(self.delay, list) else None
+            listed = len(self.delay) if isinstance(self.delay, Sequence) else None
             num_quantizers = num_quantizers or self.num_quantizers or listed
             if num_quantizers is None:
                 raise ValueError("A flattened batch does not tell how many codebooks it has. Give num_quantizers.")
@@ -246,17 +258,9 @@ class AudioCodesCollator:
 
     def _delay_of(self, count: int) -> list[int]:
         """The delay of each of `count` codebooks."""
-        if isinstance(self.delay, list):
+        if isinstance(self.delay, Sequence):
             return _check_delay(self.delay, count)
         return [0] + [self.delay or 0] * (count - 1)
-
-    def _pad_id_of(self, count: int) -> int:
-        free = self.codebook_size * (count if self.offset else 1)
-        if self.pad_id is None:
-            return free
-        if 0 <= self.pad_id < free:
-            raise ValueError(f"pad_id={self.pad_id} is also a code: these are 0 to {free - 1}. Give {free}, or None.")
-        return self.pad_id
 
 
 def _check_delay(delay: Iterable[int], codebooks: int) -> list[int]:
