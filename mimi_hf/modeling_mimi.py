@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,10 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self.compiled_steps = None if self.compiled_steps is None else {}
         self._weights_arranged = False
         return super()._apply(fn, recurse)
+
+    if TYPE_CHECKING:  # transformers' decorator hides the arguments from type checkers
+
+        def to(self, *args: Any, **kwargs: Any) -> "MimiModel": ...
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

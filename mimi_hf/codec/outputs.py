@@ -1,11 +1,15 @@
 """What the methods of [`MimiModel`] return: named, and indexed as tuples."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .streaming import DecoderStream, EncoderStream
+
+# The default of fields that are always set: `ModelOutput` wants one.
+_SET: Any = None
 
 
 @dataclass
@@ -16,7 +20,7 @@ class MimiEncoderOutput(ModelOutput):
     audio_codes_mask: Tensor, shape = (B, F), bool, True for real frames. Codes elsewhere are 0.
     """
 
-    audio_codes: Tensor | None = None
+    audio_codes: Tensor = _SET
     encoder_past_key_values: EncoderStream | None = None
     padding_cache: EncoderStream | None = None
     audio_codes_mask: Tensor | None = None
@@ -29,7 +33,7 @@ class MimiDecoderOutput(ModelOutput):
     decoder_past_key_values: the [`DecoderStream`] to pass to the next call, when streaming.
     """
 
-    audio_values: Tensor | None = None
+    audio_values: Tensor = _SET
     decoder_past_key_values: DecoderStream | None = None
 
 
@@ -43,8 +47,8 @@ class MimiOutput(ModelOutput):
     loss: Tensor, shape = (), the reconstruction loss, where it was asked for.
     """
 
-    audio_codes: Tensor | None = None
-    audio_values: Tensor | None = None
+    audio_codes: Tensor = _SET
+    audio_values: Tensor = _SET
     encoder_past_key_values: EncoderStream | None = None
     decoder_past_key_values: DecoderStream | None = None
     audio_codes_mask: Tensor | None = None

@@ -325,8 +325,9 @@ class TiledCodec:
         """
         caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
         streaming = self.is_streaming(use_streaming, *caches)
-        encoded = MimiEncoderOutput(audio_codes)
-        if audio_codes is None:
+        if audio_codes is not None:
+            encoded = MimiEncoderOutput(audio_codes)
+        else:
             audio: Any = input_values  # encode refuses None
             encoded = self.encode(
                 audio, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
