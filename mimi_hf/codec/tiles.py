@@ -7,7 +7,7 @@ does not depend on how the input is cut, and memory does not grow with its lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -334,8 +334,9 @@ class TiledCodec:
             )
         if padding_mask is None and input_values is not None and not streaming:
             padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
-        codes: Any = encoded.audio_codes
-        decoded = self.decode(codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True)
+        decoded = self.decode(
+            encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
+        )
         output = MimiOutput(
             encoded.audio_codes,
             decoded.audio_values,
@@ -344,8 +345,8 @@ class TiledCodec:
             encoded.audio_codes_mask,
         )
         if return_loss and input_values is not None and not streaming:
-            audio_values, rate = cast(Tensor, decoded.audio_values), self.config.sampling_rate
-            output.loss = padded_reconstruction_loss(input_values, padding_mask, audio_values, rate)
+            rate = self.config.sampling_rate
+            output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
         return self._output(output, return_dict)
 
     def is_streaming(self, use_streaming: bool | None, *caches: Any) -> bool:
