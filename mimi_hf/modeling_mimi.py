@@ -329,8 +329,8 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     def compile_for_streaming(self) -> "MimiModel":
         """Compile what a stream does for a frame, which then takes less time for each frame.
 
-        From here on, streams of this model compile the step that they need when it is first needed: a few ten seconds
-        for the first size of batch, once more for all others. Longer pushes go the usual way. On CUDA each stream
+        From here on, streams of this model compile the step that they need when it is first needed: tens of seconds for
+        the first batch size, and once more for all others. Longer pushes are not compiled. On CUDA each stream
         also records its step as a graph. Move, convert and load the model first.
 
         Returns:

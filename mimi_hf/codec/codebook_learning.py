@@ -1,4 +1,4 @@
-"""How the codebooks of a residual quantizer learn: by moving averages of what is assigned to them.
+"""How the codebooks of a residual quantizer learn: by moving averages of the latents that choose each entry.
 
 Straight-through gradients and the commitment loss are those of VQ-VAE (arXiv:1711.00937, section 3.2), the moving
 averages those of its appendix A.1, k-means initialisation and the replacement of dead entries those of SoundStream
@@ -30,8 +30,8 @@ class QuantizerTraining:
     quantizer_dropout: the share of sequences that use their first n codebooks alone, n evenly from the semantic ones
         to all.
     unquantized: the share of sequences whose latents the decoder gets unquantized.
-    update: whether codebooks learn. Where they do not, codes made before stay valid.
-    enabled: False leaves all latents unquantized, and the codebooks alone: before the codebooks of a new model exist.
+    update: whether codebooks learn. Where they do not, existing codes stay valid.
+    enabled: where False, latents stay unquantized and codebooks do not change: the start of a new model.
 
     Raises:
         ValueError: for a value out of its range.
@@ -57,12 +57,12 @@ class QuantizerTraining:
 
 
 class Quantized(NamedTuple):
-    """What training mode makes of latents.
+    """The output of a quantizer in training mode.
 
     latents: Tensor, shape = (B, F, D), for the decoder.
-    semantic: Tensor, shape = (B, F, D), what the semantic codebooks alone stand for, all frames quantized.
+    semantic: Tensor, shape = (B, F, D), the latents that the semantic codebooks alone give, all frames quantized.
     codes: Tensor, shape = (B, K, F), int64.
-    commitment: Tensor, shape = (), the mean square of what each codebook leaves over.
+    commitment: Tensor, shape = (), the mean square of the residual behind each codebook.
     """
 
     latents: Tensor
@@ -118,7 +118,7 @@ def quantize_levels(
         total = total + chosen * (level < levels)[:, None, None]
         residual = residual - chosen
         codes[:, level] = code
-    # What no entry stands for does not reach the decoder, so that no gradient comes back.
+    # Sequences that use no codebook here give zeros, and get no gradient.
     passed = torch.where((levels > 0)[:, None, None], latents + (total - latents).detach(), total)
     return passed, codes, error, count
 

@@ -1,7 +1,7 @@
-"""Compiled steps for streams: one frame of every session, as fast as the machine runs it.
+"""Compiled steps for streams: one frame for every row, as fast as the machine runs it.
 
-The steps are those of the model, so that there is nothing here to compute: only when to take a compiled one, and, on
-CUDA, the recording of its kernels into a graph that is launched at once.
+The steps are the model's own. This module compiles them and, on CUDA, records their kernels into a graph that is
+launched at once.
 """
 
 import inspect

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Up to here the other orientation is faster in single precision on a CPU (measured with MKL, 1 to 200 rows).
+# Up to this many rows, the other orientation is faster in single precision on a CPU (MKL, 1 to 200 rows measured).
 FEW_ROWS = 100
-# Up to here 8-bit weights are faster as they are, and
+# Up to this many rows, 8-bit weights are faster as they are.
 FEW_ROWS_INT8 = 32
-# up to here a weight takes so much longer to read than its inputs to copy that it is best read in one go.
+# Up to this many rows, copying the inputs costs less than reading the weight in several parts: it is read at once.
 FEWEST_ROWS = 8
-# Blocks as narrow as audio's one or two channels are no matrices worth a product of their own.
+# Blocks narrower than this, such as audio's one or two channels, are joined: a product of their own would not pay.
 NARROW = 16
 
 

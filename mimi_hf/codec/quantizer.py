@@ -175,7 +175,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         return bool(self.semantic_residual_vector_quantizer.codebooks[0].initialized)
 
     def reset_codebooks(self) -> None:
-        """Forget the codebooks: the next training step that may change them, or [`initialize`], makes new ones by
+        """Forget the codebooks. The next training step that may change them, or [`initialize`], makes new ones by
         k-means."""
         for half, _ in self.halves():
             for codebook in half.codebooks:
@@ -185,8 +185,9 @@ class SplitResidualVectorQuantizer(nn.Module):
         """Make the codebooks from latents, by k-means.
 
         Args:
-            latents: Tensor, shape = (B, F, D), of this process: those of all are used. The more there are, the better.
-            batches: how many training steps they are of.
+            latents: Tensor, shape = (B, F, D), of this process; all processes share theirs. More latents make better
+                codebooks.
+            batches: the number of training steps that they come from.
             mask: Tensor, shape = (B, F), bool, True for the frames to use. None means all.
 
         Raises:
@@ -200,16 +201,15 @@ class SplitResidualVectorQuantizer(nn.Module):
                 initialize_codebooks(half.codebooks, vectors, iterations, batches)
 
     def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
-        """What training mode makes of latents: [`search`] and [`lookup`] in one, with gradients, and the codebooks
-        moved on.
+        """[`search`] and [`lookup`] in one for training: with gradients, while the codebooks learn.
 
         Args:
             latents: Tensor, shape = (B, F, D).
             mask: Tensor, shape = (B, F), bool, True for real frames.
-            num_quantizers: the most that a sequence uses.
+            num_quantizers: the most codebooks that a sequence uses.
         """
         options, fewest = self.training_options, self.num_semantic_quantizers
-        # A latent that is not finite shows in the loss; the codebooks would never be rid of it.
+        # A latent that is not finite shows in the loss. In a codebook it would stay for good.
         mask = mask & latents.isfinite().all(dim=2)
         learns = options.enabled and options.update
         if learns and not self.initialized:
@@ -223,8 +223,8 @@ class SplitResidualVectorQuantizer(nn.Module):
                 if options.enabled:
                     codebooks = half.codebooks[: max(0, num_quantizers - before)]
                     y, code, half_error, half_count = quantize_levels(codebooks, x, levels - before, mask, options)
-                    # An unquantized latent goes through both projections, too: then it is what ever finer codebooks
-                    # come to, and the decoder sees one space.
+                    # An unquantized latent passes both projections too. It is the limit that ever finer codebooks
+                    # approach, so that the decoder sees one space.
                     error, count = error + half_error, count + half_count
                     codes.append(code)
                     outputs.append((half, torch.where(raw[:, None, None], x, y), y))

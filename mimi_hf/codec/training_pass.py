@@ -1,4 +1,4 @@
-"""What [`MimiModel`] does in training mode: encoder, quantizer and decoder in one, with gradients."""
+"""The forward pass in training mode: encoder, quantizer and decoder in one, with gradients."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ COMMITMENT = 0.25  # its weight in the sum, as in VQ-VAE (arXiv:1711.00937, sect
 def training_pass(
     model: Any, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
 ) -> MimiTrainingOutput:
-    """One pass of training; the codebooks move on.
+    """One training step's forward pass. The codebooks learn from it.
 
     Args:
         model: a [`MimiModel`] with both halves.
         input_values: Tensor, shape = (B, audio_channels, N).
         padding_mask, num_quantizers: as for [`MimiModel.encode`].
-        return_loss: compute the reconstruction loss, too, and the sum.
+        return_loss: compute the reconstruction loss and the sum as well.
     """
     num_quantizers = model.quantizer.check_num_quantizers(num_quantizers)
     rows = Ragged.of_audio(input_values, padding_mask, model.config.frame_size)
