@@ -1,6 +1,6 @@
 """Files of codes that are damaged, foreign, or made to do harm: read or refused, in little time and memory.
 
-`MIMI_HF_FUZZ=10000 pytest -s -k fuzz tests/test_bitstream_damage.py` tries so many mutated files, and times them.
+`MIMI_HF_FUZZ=10000 pytest -s -k fuzz tests/bitstream` tries 10,000 mutated files, and times them.
 """
 
 import io
@@ -18,11 +18,6 @@ from support.described_bitstream import CODINGS, DIGEST, HEADER, make_codes, rea
 from mimi_hf.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, Header, read_mimi
 
 pytest.importorskip("constriction", reason="the extra `entropy` is not installed")
-
-
-@pytest.fixture(params=CODINGS)
-def header(request):
-    return Header(num_quantizers=3, codebook_size=20, channels=2, coding=request.param)
 
 
 def test_no_flipped_bit_gives_other_codes(header):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mimi_hf.utils.files import write_all, written_beside
+from mimi_hf.utils.files import as_seekable, read_available, read_exactly, write_all, written_beside
 
 
 def test_devices_and_pipes_are_not_replaced(tmp_path):
@@ -51,6 +51,32 @@ def test_all_is_written_or_it_is_told():
     assert file.taken == b"0123456789"
     with pytest.raises(BlockingIOError):
         write_all(Slow(5), b"0123456789")
+
+
+def test_reading_waits_for_the_first_byte_or_for_all():
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as source, open(write_end, "wb", buffering=0) as sink:
+        assert as_seekable(source) is None
+        sink.write(b"012")
+        assert read_available(source, 100) == b"012"
+        sink.write(b"3456")
+        assert read_exactly(source, 2) == b"34"
+        sink.close()
+        assert read_exactly(source, 100) == b"56"
+        assert read_available(source, 1) == b""
+
+
+def test_what_gives_no_bytes_is_told():
+    file = io.BytesIO(b"0")
+    assert as_seekable(file) is file
+    with pytest.raises(TypeError, match="gives str, not bytes"):
+        read_exactly(io.StringIO("text"), 4)
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with open(read_end, "rb", buffering=0) as source, open(write_end, "wb"):
+        for read in (read_available, read_exactly):
+            with pytest.raises(BlockingIOError, match="blocking mode"):
+                read(source, 4)
 
 
 def test_objects_that_tell_nothing_take_everything():
