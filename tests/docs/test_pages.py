@@ -126,6 +126,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def test_every_public_name_is_in_the_reference():
+    import mimi_hf
+
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    documented = set(re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE))
+    for name in sorted(set(mimi_hf.__all__) - {"auto"}):
+        value = getattr(mimi_hf, name)
+        assert documented & {value.__module__, f"{value.__module__}.{value.__qualname__}"}, f"docs/api lacks {name}"
+
+
 def test_the_readme_has_the_commands_that_ci_runs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for command in ("mimi-hf demo", "pytest"):
