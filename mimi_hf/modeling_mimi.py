@@ -262,18 +262,11 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         return_dict: bool | None = None,
         return_loss: bool | None = None,
     ) -> Any:
-        """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
-        `input_values` or `padding_mask`, where one is given).
+        """Encode audio and decode the codes again, as [`TiledCodec.forward`] explains.
 
         In training mode, audio goes through encoder, quantizer and decoder with gradients, and the codebooks learn as
-        `model.quantizer.training_options` say ([`QuantizerTraining`]); the losses are in the output.
-
-        Args:
-            return_loss: compute the reconstruction loss, and in training mode its sum with the commitment. The default
-                is to do so in training mode alone. A stream has none. (transformers' Trainer has an `eval_loss` where
-                its batches hold `"return_loss": True`.)
-
-        The other arguments are those of [`encode`] and [`decode`].
+        `model.quantizer.training_options` say ([`QuantizerTraining`]). The losses are in the output, a
+        [`MimiTrainingOutput`], unless `return_loss` is False.
         """
         caches = (encoder_past_key_values, decoder_past_key_values, padding_cache)
         audio: Any = input_values  # None is refused

@@ -14,12 +14,10 @@ from torch import Tensor
 from .compiled import CompiledStep, compile_step
 from .pieces import even_parts
 from .state import State, copy_state, map_state, reset_rows, select_rows
-from .steps import Step, decoder_step, encoder_step
+from .steps import Codec, Step, decoder_step, encoder_step
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from .tiles import TiledCodec
 
 Rows = int | Collection[int] | Tensor | None
 
@@ -42,7 +40,7 @@ class Stream:
     batch_size: B, rows.
     """
 
-    def __init__(self, model: TiledCodec, batch_size: int) -> None:
+    def __init__(self, model: Codec, batch_size: int) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a positive integer, one row per session.")
         self.model = model
@@ -167,7 +165,7 @@ class EncoderStream(Stream):
         (torch.Size([1, 8, 1]), 80)
     """
 
-    def __init__(self, model: TiledCodec, batch_size: int, num_quantizers: int) -> None:
+    def __init__(self, model: Codec, batch_size: int, num_quantizers: int) -> None:
         super().__init__(model, batch_size)
         self.num_quantizers = num_quantizers
         self.reset()
