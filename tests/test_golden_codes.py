@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mimi_hf import MimiModel, mimi_tiny_path
-from mimi_hf.audio.mix import read_audio
+from mimi_hf.audio import read_audio
 from mimi_hf.demo import speech_path
 
 DIGEST = "fab864a58baee563cf7c0952d861bfc7ccb6251650cd8e51d7c888761e7e5952"  # SHA-256 of (1, 8, 76) int64

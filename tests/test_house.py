@@ -23,12 +23,10 @@ LONGEST_BODY = 60
 # What does not keep a rule yet, by rule: files, or folders with a slash. What keeps it by now must go from here.
 NOT_YET: dict[str, set[str]] = {
     "private_names": {"mimi_hf/training/"},
-    "long_files": {"mimi_hf/bitstream/"},
     "long_functions": {"mimi_hf/configuration_mimi.py"},
     "untyped": {
         "conversion/",
         "mimi_hf/benchmark.py",
-        "mimi_hf/bitstream/",
         "mimi_hf/cli/",
         "mimi_hf/codec/",
         "mimi_hf/configuration_mimi.py",

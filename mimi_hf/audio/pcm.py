@@ -34,7 +34,7 @@ class PCM:
     channels: int = 1
     sample_format: str = "s16le"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_rate(self.sampling_rate)
         object.__setattr__(self, "sample_format", _ALIASES.get(self.sample_format, self.sample_format))
         if self.sample_format not in SAMPLE_FORMATS:

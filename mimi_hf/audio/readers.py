@@ -118,7 +118,7 @@ class SoundReader:
 
         class Forward(soundfile.SoundFile):
             # After each read of a file that can seek, soundfile seeks to where it is: which breaks mp3 apart.
-            def seekable(self):
+            def seekable(self) -> bool:
                 return False
 
         self.name = name

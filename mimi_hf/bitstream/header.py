@@ -70,7 +70,7 @@ class Header:
     metadata: dict[str, Any] = field(default_factory=dict)
     coding: str = "packed"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         limits = _LIMITS if self.num_samples is None else {**_LIMITS, "num_samples": (0, 2**63)}
         for name, (lowest, highest) in limits.items():
             object.__setattr__(self, name, check_integer(name, getattr(self, name), lowest, highest))

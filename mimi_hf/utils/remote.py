@@ -97,32 +97,32 @@ class _RemoteFile(io.RawIOBase):
         super().__init__()
         self.url, self.file = url, file
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return self.file.seekable()
 
-    def read(self, size=-1):
+    def read(self, size: int | None = -1) -> bytes:
         with _explained(self.url):
             return self.file.read(-1 if size is None else size)
 
-    def readall(self):
+    def readall(self) -> bytes:
         return self.read()
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: Any) -> int:
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
-    def seek(self, offset, whence=io.SEEK_SET):
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with _explained(self.url):
             return self.file.seek(offset, whence)
 
-    def tell(self):
+    def tell(self) -> int:
         return self.file.tell()
 
-    def close(self):
+    def close(self) -> None:
         if not self.closed:
             self.file.close()
         super().close()
