@@ -19,7 +19,7 @@ from .pcm import PCM, decode_samples, read_wav_header
 
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader
 
-READABLE = "wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf and what else libsndfile knows"
+READABLE = "wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf and whatever else libsndfile knows"
 # Samples that libsndfile reports for a FLAC file whose header does not say how long it is.
 _UNKNOWN_LENGTH = 2**63 - 1
 _SKIP_SAMPLES = 65_536  # that are read at a time to skip them
