@@ -5,7 +5,7 @@ Letters for shapes: C channels, N samples, K codebooks, F frames.
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from mimi_hf.audio.mix import check_rate
 from mimi_hf.feature_extraction_mimi import MimiFeatureExtractor
-from mimi_hf.inference.batches import code_dtype, decode_all, default_batch_seconds, encode_all
+from mimi_hf.inference.batches import code_dtype, decode_all, default_batch_seconds, encode_all, group_in_order
 from mimi_hf.utils.arrays import to_numpy
 
 from .columns import fetch, read_column
@@ -161,7 +161,7 @@ class AudioTokenizer(_Callable):
     def _encode(self, model, values: list) -> dict[str, list]:
         nothing = np.empty((self.num_quantizers, 0), code_dtype(self.config.codebook_size))
         codes, lengths, errors = [], [], []
-        for window in _windows(self._read(values), lambda item: item[0].shape[1], self._most(model)):
+        for window in group_in_order(self._read(values), lambda item: item[0].shape[1], self._most(model)):
             readable = [audio for audio, error in window if not error]
             encoded = iter(encode_all(model, readable, self.num_quantizers, self.batch_seconds))
             for audio, error in window:
@@ -273,12 +273,10 @@ class AudioDetokenizer(_Callable):
         whole = ((index, codes) for index, codes in checked if codes is not None)
         most = self._most(model) / self.config.frame_size
         audio: list[np.ndarray | None] = [None] * len(values)
-        for window in _windows(whole, lambda item: item[1].shape[1], most):
-            for quantizers in sorted({len(codes) for _, codes in window}):
-                part = [(index, codes) for index, codes in window if len(codes) == quantizers]
-                decoded = decode_all(model, [codes for _, codes in part], self.batch_seconds)
-                for (index, _), recording in zip(part, decoded, strict=True):
-                    audio[index] = recording
+        for window in group_in_order(whole, lambda item: item[1].shape[1], most):
+            decoded = decode_all(model, [codes for _, codes in window], batch_seconds=self.batch_seconds)
+            for (index, _), recording in zip(window, decoded, strict=True):
+                audio[index] = recording
         return audio
 
     def _pack(self, audio: np.ndarray | None, num_samples) -> dict | None:
@@ -311,19 +309,6 @@ def _check_codes(model, index: int, value) -> np.ndarray | None:
         return model.quantizer.check_codes(torch.from_numpy(codes.astype(np.int64))[None])[0].numpy()
     except (ValueError, TypeError) as error:
         raise type(error)(f"Codes of example {index}: {error}") from error
-
-
-def _windows(items: Iterable[Item], size, most: float) -> Iterator[list[Item]]:
-    """Runs of items, in order, of a total size that just reaches `most`."""
-    window, held = [], 0
-    for item in items:
-        window.append(item)
-        held += size(item)
-        if held >= most:
-            yield window
-            window, held = [], 0
-    if window:
-        yield window
 
 
 def _hash_by_meaning(module):
