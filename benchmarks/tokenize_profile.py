@@ -93,7 +93,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
 
     from mimi_hf import loading
     from mimi_hf.corpus import sources
-    from mimi_hf.corpus.jobs import encoding, output, tokenize
+    from mimi_hf.corpus.jobs import encoding, output, reports, tokenize
     from mimi_hf.modeling_mimi import MimiModel
 
     job = tokenize.TokenizeJob
@@ -103,7 +103,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
         "loading the model": [(loading.ModelChoice, "load")],
         "making batches": [(encoding, "encode_all")],
         "the model": [(MimiModel, "encode"), (encoding, "_encode_long")],
-        "counting codes": [(encoding.ShardReport, "add")],
+        "counting codes": [(reports.CodesReport, "add")],
         "writing": [
             (job, "_table"),
             (pq.ParquetWriter, "write_table"),

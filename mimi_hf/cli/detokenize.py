@@ -101,8 +101,9 @@ def detokenize(
     )
     work.check(output)
     with explained(quiet, f"Looking at {source} …"):
-        from mimi_hf.corpus.jobs.detokenize import DetokenizeJob, open_codes
+        from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
         from mimi_hf.corpus.jobs.output import Output
+        from mimi_hf.corpus.sources.codes import open_codes
         from mimi_hf.loading import ModelChoice
 
         codes = open_codes(source, codes_column, leave_out=output)

@@ -1,29 +1,37 @@
-"""Reading recordings ahead of the model: threads decode and resample while it computes."""
+"""Reading the recordings of a source, and telling a bad recording from a failure of network, disk or device."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from mimi_hf.audio import AudioBlocks
+from mimi_hf.inference.batches import group_in_order
 
 from .sources import Example, resolve_audio
 from .sources.base import is_damage
 
 # Recordings that are longer than this, in seconds, are never held whole: they go through the model as a stream.
 LONG = 300.0
-# What can go wrong with one recording, and is no mistake of the program. An OSError may also be a network that is down:
-# `check_damage` tells.
+_MOST_AT_ONCE = 4096  # recordings
+# What a bad recording may raise. An OSError may also be a network that is down: `check_damage` tells.
 UNREADABLE = (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, EOFError)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
 class Recording:
     """An example with its audio.
 
-    audio: np.ndarray of shape (C, N), float32; `None` where it is long, and where it could not be read.
-    reason: why it could not be read.
+    Attributes:
+        example: as the source gave it.
+        audio: np.ndarray of shape (C, N), float32; `None` if it is too long to be held, or could not be read.
+        reason: why it could not be read.
     """
 
     example: Example
@@ -37,34 +45,47 @@ class Recording:
 
 
 def open_blocks(example: Example, sampling_rate: int, channels: int, seconds: float) -> AudioBlocks:
-    """The audio of an example in a file, block by block, at a rate and with a number of channels.
+    """Open the audio of an example, to read it block by block.
+
+    Args:
+        example: from a source.
+        sampling_rate, channels: what the audio is converted to.
+        seconds: length of a block.
 
     Raises:
-        OSError, ValueError, TypeError: as [`AudioBlocks`].
+        OSError, ValueError, TypeError: as [`resolve_audio`] and [`AudioBlocks`].
     """
     return AudioBlocks(resolve_audio(example), sampling_rate, channels, seconds, example.start, example.duration)
 
 
 def check_finite(block: np.ndarray) -> np.ndarray:
-    """`block`, unless it holds NaN or infinity, which raise ValueError."""
+    """Return `block`.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
     if not np.isfinite(block).all():
         raise ValueError("its samples hold NaN or infinity. Repair it, or leave it out.")
     return block
 
 
 def read_recording(example: Example, sampling_rate: int, channels: int) -> Recording:
-    """Read one example; whatever is wrong with it becomes its `reason`."""
+    """Read an example, unless it is longer than `LONG`. If it is bad, the result has the `reason`.
+
+    Raises:
+        OSError: a network or a disk failed.
+    """
     try:
         with open_blocks(example, sampling_rate, channels, seconds=LONG) as blocks:
             if blocks.duration is not None and blocks.duration > LONG:
                 return Recording(example)
-            pieces, held = [np.empty((channels, 0), np.float32)], 0
+            parts, samples = [np.empty((channels, 0), np.float32)], 0
             for block in blocks:
-                pieces.append(check_finite(block))
-                held += block.shape[1]
-                if held > LONG * sampling_rate:  # longer than it says
+                parts.append(check_finite(block))
+                samples += block.shape[1]
+                if samples > LONG * sampling_rate:  # longer than its header says
                     return Recording(example)
-        audio = np.concatenate(pieces, axis=1)
+        audio = np.concatenate(parts, axis=1)
         if audio.shape[1] == 0:
             raise ValueError("it is empty: it has no samples.")
         return Recording(example, audio)
@@ -72,16 +93,58 @@ def read_recording(example: Example, sampling_rate: int, channels: int) -> Recor
         return Recording(example, reason=describe(check_damage(error)))
 
 
+def gather(recordings: Iterable[Recording], limit: float) -> Iterator[list[Recording]]:
+    """Group recordings, in order, until they hold `limit` samples.
+
+    A group also ends with a long recording, as the bytes of its file may already take much memory.
+    """
+
+    def size(recording: Recording) -> float:
+        if recording.is_long:
+            return math.inf
+        return 0 if recording.audio is None else recording.audio.shape[1]
+
+    return group_in_order(recordings, size, limit, _MOST_AT_ONCE)
+
+
+def isolate_failures(
+    function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]
+) -> list[Result | Exception]:
+    """Call `function(items)`; if it fails, call it with the first and the second half, and so on.
+
+    So one bad item does not cost the others: it alone has its error in place of a result. A batch that overflows half
+    precision, or the memory of a GPU, becomes smaller ones.
+
+    Raises:
+        RuntimeError: a device failed, or has no room for a single item.
+    """
+    try:
+        return [*function(items)]
+    except UNREADABLE as error:
+        if len(items) == 1:
+            check_device(error)
+            return [error]
+        middle = len(items) // 2
+        return isolate_failures(function, items[:middle]) + isolate_failures(function, items[middle:])
+
+
 def check_damage(error: Exception) -> Exception:
-    """`error`, where it is the fault of one recording. A network or a disk that fails is not, and is raised: the shard
-    will be made again."""
+    """Return `error` if the recording is bad.
+
+    Raises:
+        OSError: `error`, if a network or a disk failed. Another try may succeed.
+    """
     if isinstance(error, OSError) and not is_damage(error):
         raise error
     return error
 
 
-def check_device(error: Exception):
-    """Raise `error` where a device failed or is full: no fault of the recording that goes through it alone."""
+def check_device(error: Exception) -> None:
+    """Do nothing if the recording is bad.
+
+    Raises:
+        RuntimeError: `error`, if a device failed or is full. Other recordings would fail as well.
+    """
     # Before torch 2.8 only the message tells.
     kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))
     if isinstance(error, kinds) or "CUDA error" in str(error):
@@ -89,21 +152,6 @@ def check_device(error: Exception):
 
 
 def describe(error: BaseException) -> str:
-    """One line that says what went wrong, as text that UTF-8 can hold."""
+    """Describe an error in one line of text that UTF-8 can hold."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def gather(recordings: Iterable[Recording], most_samples: int) -> Iterator[list[Recording]]:
-    """Runs of recordings, in order, that hold about `most_samples` of audio each, or end with a long one, whose file
-    may be large."""
-    pool: list[Recording] = []
-    held = 0
-    for recording in recordings:
-        pool.append(recording)
-        held += 0 if recording.audio is None else recording.audio.shape[1]
-        if held >= most_samples or recording.is_long or len(pool) >= 4096:
-            yield pool
-            pool, held = [], 0
-    if pool:
-        yield pool

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from support.corpora import make_job, rows_of, save_model, write_clips
 
-from mimi_hf.corpus.jobs.detokenize import DetokenizeJob, open_codes
+from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
 from mimi_hf.corpus.jobs.encoding import Encoded
 from mimi_hf.corpus.jobs.output import Output
 from mimi_hf.corpus.reading import Recording, gather
 from mimi_hf.corpus.runners import local as engines
 from mimi_hf.corpus.runners.local import my_part, run_here
 from mimi_hf.corpus.sources import Example
+from mimi_hf.corpus.sources.codes import open_codes
 from mimi_hf.loading import ModelChoice
 
 

@@ -1,50 +1,70 @@
-"""A corpus as a job of shards: planned the same way everywhere, each shard made once, joined at the end.
+"""A corpus as a job of shards: every process plans the same shards, each is made once, all are joined at the end.
 
-Under the output lie
+The output holds
 
     manifest.json            what this corpus is made of and with, written first; a rerun must agree with it
-    data/…                   what the shards hold
-    shards/…                 the report of each shard: it is done when this is there
+    data/…                   the content of the shards
+    shards/…                 the report of each shard: when it is there, the shard is done
     README.md, totals.json   and failures.parquet: written when all shards are done, totals.json last
 """
 
+from __future__ import annotations
+
 import hashlib
+import importlib.metadata
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mimi_hf.corpus.names import MANIFEST, TOTALS
+from mimi_hf.corpus.sources import Source
 from mimi_hf.loading import ModelChoice, weights_digest
 from mimi_hf.utils.ahead import map_ahead
 
 from .output import Output
+from .reports import Report
 
-# Examples of a shard, and shards of a small corpus, by default.
+if TYPE_CHECKING:
+    from mimi_hf.modeling_mimi import MimiModel
+
+__all__ = ["MANIFEST", "TOTALS", "ExampleError", "Job", "Progress", "good_shard_size"]
+
+# Examples of a shard, at least and at most, and shards of a small corpus, by default.
 _LEAST, _MOST, _SHARDS = 50, 1000, 64
-MANIFEST, TOTALS = "manifest.json", "totals.json"
+
+# Is called with the seconds of audio that were done since the last call; negative if they are to be done again.
 Progress = Callable[[float], None]
+ReportT = TypeVar("ReportT", bound=Report)
 
 
-class Job(ABC):
-    """Work on a corpus that is cut into shards. It can be pickled, and is light until a worker loads it.
+class ExampleError(ValueError):
+    """An example failed in a job that is `strict`."""
+
+
+class Job(ABC, Generic[ReportT]):
+    """Work on a corpus that is cut into shards. It can be pickled, and is small until a worker loads the model.
 
     Args:
         source: where examples come from.
         output: where results go.
-        model: which one.
-        shard_size: examples of a shard, about; see [`good_shard_size`] for the default.
+        model: the model to use.
+        shard_size: examples in a shard, about; the default is [`good_shard_size`].
 
-    decisive: the settings that a rerun, and other machines, must share.
-    unused: beginnings of the names of weights that the job does without.
+    Attributes:
+        task: the name of the job.
+        fixed_settings: names of the settings that may not change between runs and machines.
+        ignored_prefixes: weights whose names begin so are not used by the job, and may change.
     """
 
-    decisive: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    task: str = ""
+    fixed_settings: tuple[str, ...] = ()
+    ignored_prefixes: tuple[str, ...] = ()
 
-    def __init__(self, source, output: Output, model: ModelChoice, shard_size: int | None = None):
+    def __init__(self, source: Source, output: Output, model: ModelChoice, shard_size: int | None = None):
         if shard_size is None:
             shard_size = good_shard_size(source)
         if shard_size < 1:
@@ -54,17 +74,17 @@ class Job(ABC):
         self._shards: list[dict] | None = None
         self._plan: str | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": None}  # each worker plans by itself: a plan may be long
 
-    def load(self, device: str | None):
-        """What a worker needs for any shard: the model.
+    def load(self, device: str | None) -> MimiModel:
+        """Load the model, once in each worker.
 
         Raises:
-            OSError, ValueError: it cannot be loaded, or is not the one any more that the job began with.
+            OSError, ValueError: it cannot be loaded, or was changed since the job began.
         """
         model = self.model.load(device)
-        digest = weights_digest(model, self.unused)
+        digest = weights_digest(model, self.ignored_prefixes)
         if self.weights_digest not in (None, digest):
             raise ValueError(
                 f"The model {self.model.name} was changed since the run began. Put it back as it was, or name a new"
@@ -74,11 +94,11 @@ class Job(ABC):
         return model
 
     @property
-    def shards(self) -> list[dict]:
-        """The plan: what the source calls each shard.
+    def shards(self) -> list[dict[str, Any]]:
+        """The plan: how the source describes each shard.
 
         Raises:
-            ValueError: a worker sees another source than the one that started it.
+            ValueError: a worker finds other shards than the process that started it.
         """
         if self._shards is None:
             shards = self.source.shards(self.shard_size)
@@ -90,6 +110,7 @@ class Job(ABC):
                     " would mean something else. Put it back as it was, or name a new folder to write to."
                 )
             self._shards, self._plan = shards, plan
+            return shards
         return self._shards
 
     def shard_name(self, index: int) -> str:
@@ -97,16 +118,16 @@ class Job(ABC):
         return f"{index:05d}-of-{len(self.shards):05d}"
 
     def report_name(self, index: int) -> str:
-        """The report of a shard, whose presence says that it is done."""
+        """The file with the report of a shard. When it is there, the shard is done."""
         return f"shards/{self.shard_name(index)}.json"
 
     def unfinished(self) -> list[int]:
-        """The shards that are not done, at this moment."""
+        """Look up which shards are not done yet."""
         done = self.output.names("shards")
         return [index for index in range(len(self.shards)) if f"{self.shard_name(index)}.json" not in done]
 
-    def begin(self):
-        """Write the manifest, or check that what is there belongs to the same job.
+    def begin(self) -> None:
+        """Write the manifest, or check that the one that is there belongs to the same job.
 
         Raises:
             ValueError: the output holds something else.
@@ -122,7 +143,7 @@ class Job(ABC):
         if self.output.is_file():
             raise ValueError(f"{self.output.location} is a file. Name a folder to write to.")
         present = {name for name in self.output.names() if not name.startswith(".")}
-        # Asked after the listing: another machine may begin at this moment.
+        # Checked after the listing: another machine may begin at this moment.
         if self.output.exists(MANIFEST):
             self._check_same(self.output.read_json(MANIFEST), json.loads(json.dumps(manifest)))
         elif present:
@@ -134,10 +155,10 @@ class Job(ABC):
             self.output.write_json(MANIFEST, manifest)
             self.write_card(None)
 
-    def _check_same(self, there: dict, now: dict):
-        """Refuse a manifest that tells of another job. Names of models and places may differ between machines; what
-        they stand for may not."""
-        pairs = [(key, there.get(key), now[key]) for key in (*self.decisive, "shard_size", "shards")]
+    def _check_same(self, there: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuse the manifest of another job. Names of models and folders may differ between machines; their content
+        may not."""
+        pairs = [(key, there.get(key), now[key]) for key in (*self.fixed_settings, "shard_size", "shards")]
         source = there.get("source", {})
         pairs += [(f"source's {key}", source.get(key), now["source"][key]) for key in now["source"]]
         different = [
@@ -153,65 +174,73 @@ class Job(ABC):
                 " Go on with those, or name a new folder."
             )
 
-    def finish(self) -> dict | None:
-        """Join the reports, where all shards are done: failures, card, totals.
+    def finish(self) -> dict[str, Any] | None:
+        """Join the reports if all shards are done: write failures, card and totals.
 
-        Whoever does it writes the same files, so that several may do it at once.
+        Several processes may do so at once, as they write the same files.
 
         Returns:
-            What to tell of the whole, or `None` where shards are missing.
+            The totals, or `None` if shards are missing.
         """
         if self.unfinished():
             return None
         total = self.empty_report()
 
-        def read(index: int):
+        def read(index: int) -> ReportT:
             return type(total).from_dict(self.output.read_json(self.report_name(index)))
 
         for report in map_ahead(read, range(len(self.shards)), threads=16, ahead=64):
             total.merge(report)
-        self.write_failures(total.failures)
+        if total.failures:
+            names = ("id", "reason")
+            table = pa.table({name: pa.array([row[name] for row in total.failures], pa.string()) for name in names})
+            with self.output.writing("failures.parquet") as path:
+                pq.write_table(table, path)
         self.write_card(total)
         self.output.write_json(TOTALS, self.totals(total))
         return self.totals(total)
 
-    def write_failures(self, failures: list[dict]):
-        """Write the table of failures, where there are any."""
-        if failures:
-            names = ("id", "reason")
-            table = pa.table({name: pa.array([row[name] for row in failures], pa.string()) for name in names})
-            with self.output.writing("failures.parquet") as path:
-                pq.write_table(table, path)
-
-    # What a job of a kind adds
-
-    @abstractmethod
-    def settings(self) -> dict:
-        """What decides about the content of the output, JSON-able."""
+    def settings(self) -> dict[str, Any]:
+        """What determines the content of the output, JSON-able. Jobs add their own settings."""
+        return {
+            "task": self.task,
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "dtype": self.model.dtype,
+            "columns": {field.name: str(field.type) for field in self.source.schema()},
+            "mimi_hf": importlib.metadata.version("mimi_hf"),
+        }
 
     @abstractmethod
-    def run(self, model: Any, index: int, progress: Progress):
-        """Make a shard; its report is written last, and returned."""
+    def run(self, model: MimiModel, index: int, progress: Progress) -> ReportT:
+        """Make a shard. Its report is written last, and returned.
+
+        Raises:
+            OSError: a network or a disk failed.
+            ExampleError: an example failed, and the job is strict.
+        """
 
     @abstractmethod
-    def empty_report(self):
-        """The report of nothing."""
+    def empty_report(self) -> ReportT:
+        """The report of no examples."""
 
     @abstractmethod
-    def totals(self, total) -> dict:
-        """What to tell of a joined report, JSON-able."""
+    def totals(self, total: ReportT) -> dict[str, Any]:
+        """The numbers of a joined report that users see, JSON-able."""
 
     @abstractmethod
-    def write_card(self, total):
+    def write_card(self, total: ReportT | None) -> None:
         """Write README.md; `total` is `None` while shards are missing."""
 
 
-def good_shard_size(source) -> int:
-    """Examples of a shard: a thousand, and fewer where that would make fewer than some ten shards to share, but fifty
-    at least. The same for the same source."""
+def good_shard_size(source: Source) -> int:
+    """The default examples of a shard: 1000; fewer in a small source, so that it has about 64 shards; at least 50.
+
+    It is always the same for the same source.
+    """
     return min(_MOST, max(_LEAST, len(source.shards(_LEAST)) * _LEAST // _SHARDS))
 
 
-def _shorten(value) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:120]}…"

@@ -1,40 +1,43 @@
-"""Audio to a data set of codes: the job behind `mimi-hf tokenize`."""
+"""A corpus of audio to codes: the job behind `mimi-hf tokenize`."""
 
-import importlib.metadata
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mimi_hf.inference.batches import code_dtype
+from mimi_hf.corpus.names import CODES, ID, SAMPLES
+from mimi_hf.corpus.sources import Source
+from mimi_hf.inference.batches import code_dtype, group_in_order
 from mimi_hf.loading import ModelChoice
 
 from .dataset_card import tokenized_card
-from .encoding import Encoded, EncodingOptions, ShardReport, encode_examples
-from .job import Job, Progress
+from .encoding import Encoded, EncodingOptions, encode_examples
+from .job import ExampleError, Job, Progress
 from .output import Output
+from .reports import CodesReport
 
-ID, CODES, SAMPLES = "id", "audio_codes", "audio_num_samples"
-# The most rows, and about the most codes, of a row group.
-_ROWS, _CODES = 1000, 2**24
+if TYPE_CHECKING:
+    from mimi_hf.modeling_mimi import MimiModel
+
+__all__ = ["ExampleError", "TokenizeJob"]
+
+_ROWS, _CODES = 1000, 2**24  # a row group ends at either: readers load it at once
 
 
-class ExampleError(ValueError):
-    """An example failed, and nothing may (`strict`)."""
-
-
-class TokenizeJob(Job):
+class TokenizeJob(Job[CodesReport]):
     """Tokenize a source into parquet shards.
 
-    Each row has `id`, `audio_codes` (K, F), `audio_num_samples` (at the model's rate, which trims decoded audio to its
-    length) and the other columns of the source.
+    Each row has `id`, `audio_codes` (K, F), `audio_num_samples` (at the model's rate: decoded audio is cut to it) and
+    the other columns of the source.
 
     Args:
-        source, output, shard_size: as for [`Job`].
-        model: which one.
+        source, output, model, shard_size: as for [`Job`].
         options: how to encode.
         strict: stop at the first example that fails.
 
@@ -42,11 +45,18 @@ class TokenizeJob(Job):
         ValueError: a column of the source has a name that the output needs, or K does not fit the model.
     """
 
-    decisive = ("task", "dtype", "codebook_digest", "encoder_digest", "num_quantizers", "columns")
-    unused = ("decoder.", "decoder_transformer.", "upsample.")
+    task = "tokenize"
+    ignored_prefixes = ("decoder.", "decoder_transformer.", "upsample.")
+    fixed_settings = ("task", "dtype", "codebook_digest", "encoder_digest", "num_quantizers", "columns")
 
     def __init__(
-        self, source, output: Output, model: ModelChoice, options: EncodingOptions, shard_size=None, strict=False
+        self,
+        source: Source,
+        output: Output,
+        model: ModelChoice,
+        options: EncodingOptions,
+        shard_size: int | None = None,
+        strict: bool = False,
     ):
         super().__init__(source, output, model, shard_size)
         self.strict = strict
@@ -57,40 +67,38 @@ class TokenizeJob(Job):
                 " leave them out by naming the columns to keep."
             )
         loaded = self.load("cpu")
-        # All workers shall agree on K, and the manifest shall name it.
-        quantizers = loaded.quantizer.check_num_quantizers(options.num_quantizers)
-        self.options = replace(options, num_quantizers=quantizers)
+        # The default K becomes a number, for the manifest and for all workers.
+        self.num_quantizers = loaded.quantizer.check_num_quantizers(options.num_quantizers)
+        self.options = replace(options, num_quantizers=self.num_quantizers)
         self.codebook_size, self.sampling_rate = loaded.config.codebook_size, loaded.config.sampling_rate
-        self.frame_size, self.frame_rate = loaded.config.frame_size, loaded.config.frame_rate
+        self.frame_size = loaded.config.frame_size
         self.codebook_digest = loaded.codebook_digest
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
+        """As [`Job.settings`]."""
         return {
-            "task": "tokenize",
-            "model": self.model.name,
-            "revision": self.model.revision,
-            "dtype": self.model.dtype,
+            **super().settings(),
             "codebook_digest": self.codebook_digest,
             "encoder_digest": self.weights_digest,
-            "num_quantizers": self.options.num_quantizers,
+            "num_quantizers": self.num_quantizers,
             "codebook_size": self.codebook_size,
             "sampling_rate": self.sampling_rate,
             "frame_size": self.frame_size,
-            "columns": {field.name: str(field.type) for field in self.source.schema()},
-            "mimi_hf": importlib.metadata.version("mimi_hf"),
         }
 
-    def run(self, model, index: int, progress: Progress) -> ShardReport:
+    def run(self, model: MimiModel, index: int, progress: Progress) -> CodesReport:
+        """As [`Job.run`]."""
         report = self.empty_report()
         examples = encode_examples(model, self.source.read(self.shards[index]), self.options, progress)
         name, schema = f"data/train-{self.shard_name(index)}.parquet", self._table([]).schema
         with self.output.writing(name) as path, pq.ParquetWriter(path, schema) as writer:
-            for rows in _row_groups(self._counted(examples, report)):
-                writer.write_table(self._table(rows))
+            rows = self._counted(examples, report)
+            for group in group_in_order(rows, lambda row: 0 if row.codes is None else row.codes.size, _CODES, _ROWS):
+                writer.write_table(self._table(group))
         self.output.write_json(self.report_name(index), report.to_dict())
         return report
 
-    def _counted(self, examples: Iterable[Encoded], report: ShardReport) -> Iterator[Encoded]:
+    def _counted(self, examples: Iterable[Encoded], report: CodesReport) -> Iterator[Encoded]:
         """The examples that succeeded, while `report` counts all."""
         for encoded in examples:
             report.add(encoded)
@@ -99,64 +107,48 @@ class TokenizeJob(Job):
             elif self.strict:
                 raise ExampleError(f"{encoded.example.id}: {encoded.reason}")
 
-    def _table(self, rows) -> pa.Table:
+    def _table(self, rows: Sequence[Encoded]) -> pa.Table:
         kept = self.source.schema()
-        codes = code_dtype(self.codebook_size)
+        codes = [row.codes for row in rows if row.codes is not None]
         columns = {
             ID: pa.array([row.example.id for row in rows], pa.string()),
-            CODES: _nested([row.codes for row in rows], pa.from_numpy_dtype(codes)),
+            CODES: _nest(codes, pa.from_numpy_dtype(code_dtype(self.codebook_size))),
             SAMPLES: pa.array([row.num_samples for row in rows], pa.int64()),
         }
         for name in kept.names:
             columns[name] = pa.array([row.example.columns.get(name) for row in rows], kept.field(name).type)
         return pa.table(columns)
 
-    def empty_report(self) -> ShardReport:
-        return ShardReport.empty(self.options.num_quantizers, self.codebook_size)
+    def empty_report(self) -> CodesReport:
+        """As [`Job.empty_report`]."""
+        return CodesReport.empty(self.num_quantizers, self.codebook_size)
 
-    def totals(self, total: ShardReport) -> dict:
-        return totals(total, self.sampling_rate)
+    def totals(self, total: CodesReport) -> dict[str, Any]:
+        """As [`Job.totals`]: of each codebook, how many of its entries were used, and its entropy in bits."""
+        codebooks = []
+        for counts in total.counts:
+            shares = counts[counts > 0] / max(1, counts.sum())
+            entropy = float(-(shares * np.log2(shares)).sum()) if len(shares) else 0.0
+            codebooks.append({"used": int((counts > 0).sum()), "entropy": round(abs(entropy), 4)})
+        return {
+            "examples": total.examples,
+            "hours": round(total.samples / self.sampling_rate / 3600, 6),
+            "samples": total.samples,
+            "frames": total.frames,
+            "failures": len(total.failures),
+            "codebook_size": self.codebook_size,
+            "bits_of_a_code": math.log2(self.codebook_size),
+            "codebooks": codebooks,
+        }
 
-    def write_card(self, total: ShardReport | None):
+    def write_card(self, total: CodesReport | None) -> None:
+        """As [`Job.write_card`]."""
         numbers = None if total is None else self.totals(total)
         card = tokenized_card(self.settings(), self.source.describe(), numbers)
         self.output.write("README.md", card.encode("utf-8", "backslashreplace"))
 
 
-def totals(report: ShardReport, sampling_rate: int) -> dict:
-    """The sums of a corpus: hours, frames, and of each codebook how many entries it used, and its entropy in bits."""
-    codebooks = []
-    for counts in report.counts:
-        shares = counts[counts > 0] / max(1, counts.sum())
-        entropy = float(-(shares * np.log2(shares)).sum()) if len(shares) else 0.0
-        codebooks.append({"used": int((counts > 0).sum()), "entropy": round(abs(entropy), 4)})
-    return {
-        "examples": report.examples,
-        "hours": round(report.samples / sampling_rate / 3600, 6),
-        "samples": report.samples,
-        "frames": report.frames,
-        "failures": len(report.failures),
-        "codebook_size": report.counts.shape[1],
-        "bits_of_a_code": math.log2(report.counts.shape[1]),
-        "codebooks": codebooks,
-    }
-
-
-def _row_groups(rows: Iterable[Encoded]) -> Iterator[list[Encoded]]:
-    """Rows that lie together in a file: readers load so much at once."""
-    group: list[Encoded] = []
-    held = 0
-    for row in rows:
-        group.append(row)
-        held += row.codes.size
-        if len(group) >= _ROWS or held >= _CODES:
-            yield group
-            group, held = [], 0
-    if group:
-        yield group
-
-
-def _nested(codes: list[np.ndarray], kind: pa.DataType) -> pa.Array:
+def _nest(codes: list[np.ndarray], kind: pa.DataType) -> pa.Array:
     """A list of lists per row, without a Python object for each code."""
     flat = np.concatenate([item.reshape(-1) for item in codes]) if codes else np.empty(0, np.uint16)
     inner = np.concatenate([[0], *(np.full(len(item), item.shape[1]) for item in codes)]).cumsum()

@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,14 +38,16 @@ class Example:
         columns: what else the source says of it; for types see [`Source.schema`].
         start, duration: the part of the audio that is meant, in seconds; to the end where `duration` is `None`.
         error: why the source cannot give this example, where it cannot.
+        codes: np.ndarray of shape (K, F), int64, in place of audio; from a source of codes alone.
     """
 
     id: str
-    audio: str | bytes | dict | None
-    columns: dict = field(default_factory=dict)
+    audio: str | bytes | dict[str, Any] | None
+    columns: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
     duration: float | None = None
     error: str | None = None
+    codes: np.ndarray | None = None
 
 
 class Source(ABC):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,20 +42,20 @@ class ParquetSource(Source):
         if not any(footer.groups or footer.error for footer in self._footers.values()):
             raise ValueError(f"{files.location!r} has no rows. Give another place.")
         present = unify(schemas, columns, files.location)
-        self.audio_column = self.choose(present, audio_column, files.location)
+        self.audio_column = self.choose_column(present, audio_column, files.location)
         self.columns = Columns.choose(present, columns, [self.audio_column], files.location)
 
-    def choose(self, present: pa.Schema, wanted: str | None, location: str) -> str:
-        """The column to read."""
+    def choose_column(self, present: pa.Schema, wanted: str | None, location: str) -> str:
+        """The column of audio."""
         return choose_audio(present, wanted, location)
 
-    def convert(self, value, root: str):
-        """`Example.audio` of a value of that column."""
-        return as_audio(value, root)
-
-    def identify(self, name: str, row: int, record: dict) -> str:
+    def identify(self, name: str, row: int, record: dict[str, Any]) -> str:
         """`Example.id` of a row of a file."""
         return _identifier(name, row)
+
+    def make_example(self, identifier: str, value: object, columns: dict[str, Any], root: str) -> Example:
+        """The example of a row with the value `value` in the column of audio, in a file in the folder `root`."""
+        return Example(identifier, as_audio(value, root), columns)
 
     def describe(self) -> dict:
         columns = list(self.columns.fields)
@@ -143,14 +144,14 @@ class ParquetSource(Source):
                     _identifier(name, lost), None, error=f"The row group is damaged from row {row} on: {error}"
                 )
 
-    def _example(self, name: str, row: int, record: dict) -> Example:
-        columns: dict = {}
+    def _example(self, name: str, row: int, record: dict[str, Any]) -> Example:
+        identifier, columns = self.identify(name, row, record), {}
         try:
             columns = self.columns.of(record)
-            audio = self.convert(record.get(self.audio_column), self.files.path(name).rpartition("/")[0])
-            return Example(self.identify(name, row, record), audio, columns)
+            root = self.files.path(name).rpartition("/")[0]
+            return self.make_example(identifier, record.get(self.audio_column), columns, root)
         except (ValueError, OverflowError) as error:
-            return Example(self.identify(name, row, record), None, columns, error=str(error))
+            return Example(identifier, None, columns, error=str(error))
 
 
 class _Footer:
