@@ -58,7 +58,6 @@ class MimiConfig(PreTrainedConfig):
         ValueError: for a value, or a combination, that the architecture cannot do. The message says why.
 
     Example:
-
         >>> from mimi_hf import MimiConfig
         >>> config = MimiConfig()
         >>> config.frame_size, config.frame_rate
@@ -349,6 +348,8 @@ class MimiConfig(PreTrainedConfig):
             if not output.pop(f"_has_{half}", True):
                 output[f"{half}_config"] = None
         return output
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MimiConfig) and self.to_dict() == other.to_dict()

@@ -66,7 +66,6 @@ class MimiFeatureExtractor(SequenceFeatureExtractor):
         ValueError: a value is out of range. The message says why.
 
     Example:
-
         >>> import numpy as np
         >>> from mimi_hf import MimiFeatureExtractor
         >>> feature_extractor = MimiFeatureExtractor()

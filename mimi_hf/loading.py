@@ -30,7 +30,6 @@ def mimi_tiny_path() -> Path:
     It is far from Mimi's quality, and other models cannot read its codes.
 
     Example:
-
         >>> from mimi_hf import MimiModel, mimi_tiny_path
         >>> model = MimiModel.from_pretrained(mimi_tiny_path(), dtype="float32")
         >>> model.config.frame_rate

@@ -48,7 +48,6 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     one model serves many streams.
 
     Example:
-
         >>> import torch
         >>> from mimi_hf import MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
@@ -138,8 +137,11 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
 
     @property
     def codebook_digest(self) -> str:
-        """The hex SHA-256 of the codebooks: what a code means. Models of one digest read each other's codes, whatever
-        their precision and however else they were trained. Reads all entries: takes tenths of a second at full size."""
+        """The hex SHA-256 of the codebooks: what a code means.
+
+        Models of one digest read each other's codes, whatever their precision and however else they were trained.
+        Computing it reads all entries, which takes tenths of a second at full size.
+        """
         digest = hashlib.sha256()
         for module in self.modules():
             if isinstance(module, Codebook):

@@ -68,7 +68,6 @@ class AudioBlocks:
         TypeError: `source` is nothing that can be read.
 
     Example:
-
         >>> from mimi_hf.audio import PCM, AudioBlocks
         >>> with AudioBlocks(bytes(96_000), sampling_rate=24_000, pcm=PCM(48_000)) as blocks:
         ...     sum(block.shape[1] for block in blocks)
@@ -175,7 +174,6 @@ def read_audio(
         TypeError: `source` is nothing that can be read.
 
     Example:
-
         >>> from mimi_hf.audio import read_audio
         >>> audio, rate = read_audio("speech.flac", sampling_rate=24_000, channels=1)  # doctest: +SKIP
     """
@@ -217,7 +215,6 @@ def write_blocks(
         OSError: the file cannot be written, for example because its folder does not exist.
 
     Example:
-
         >>> with write_blocks("out.flac", 24_000, channels=1) as write:  # doctest: +SKIP
         ...     for block in blocks:
         ...         write(block)

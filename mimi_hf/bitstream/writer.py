@@ -35,7 +35,6 @@ class BitstreamWriter:
         ValueError, TypeError: `block_frames` is no integer within its limits.
 
     Example:
-
         >>> import io
         >>> import numpy as np
         >>> from mimi_hf.bitstream import BitstreamReader, BitstreamWriter, Header

@@ -61,8 +61,9 @@ def mel_loss(
     mels: Sequence[int] = MELS,
     floor: float = FLOOR,
 ) -> Tensor:
-    """Mean absolute difference of log-mel magnitudes, in nepers, the mean of several resolutions (as in Kumar et al.,
-    arXiv:2306.06546, section 3.4, whose sum it is there).
+    """Mean absolute difference of log-mel magnitudes, in nepers, the mean of several resolutions.
+
+    Kumar et al. (arXiv:2306.06546, section 3.4) take the sum instead.
 
     Args:
         target, estimate: Tensors, shape = (B, C, N).
@@ -84,8 +85,9 @@ def mel_loss(
 def stft_loss(
     target: Tensor, estimate: Tensor, windows: Sequence[int] = WINDOWS, floor: float = FLOOR
 ) -> tuple[Tensor, Tensor]:
-    """Spectral convergence and log-magnitude distance, each the mean of several resolutions (Yamamoto et al., Parallel
-    WaveGAN, arXiv:1910.11480, section 2.2, equations 5 to 7).
+    """Spectral convergence and log-magnitude distance, each the mean of several resolutions.
+
+    They are those of Parallel WaveGAN (Yamamoto et al., arXiv:1910.11480, section 2.2, equations 5 to 7).
 
     Args:
         target, estimate, windows, floor: as for [`mel_loss`].
@@ -167,8 +169,9 @@ def _hinge(logits: Tensor) -> Tensor:
 
 
 def hinge_discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
-    """What a discriminator minimises: mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake)) (EnCodec,
-    arXiv:2210.13438, section 3.4).
+    """The discriminator's loss: the mean over scales of max(0, 1 - D(real)) + max(0, 1 + D(fake)).
+
+    It is that of EnCodec (arXiv:2210.13438, section 3.4).
 
     real_logits, fake_logits: Tensors of any shape, one for each scale -> Tensor, shape = ().
     """
@@ -189,8 +192,10 @@ def hinge_generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
 def feature_matching_loss(
     real_features: Sequence[Sequence[Tensor]], fake_features: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """Mean absolute difference of a discriminator's features, of each layer by the mean magnitude of the real ones;
-    the mean over scales and layers (EnCodec, arXiv:2210.13438, section 3.4, equation 2).
+    """Mean absolute difference of a discriminator's features, the mean over scales and layers.
+
+    Each layer's difference is divided by the mean magnitude of the real features (EnCodec, arXiv:2210.13438, section
+    3.4, equation 2).
 
     Args:
         real_features, fake_features: for each scale the features of each layer, Tensors of equal shapes. No gradient
@@ -237,8 +242,9 @@ def _frames(audio: Tensor, window: int) -> Tensor:
 
 
 def mel_filters(sampling_rate: int, window: int, mels: int, device: str | torch.device = "cpu") -> Tensor:
-    """Triangles on Slaney's mel scale (linear to 1 kHz, logarithmic above), from 0 Hz to half the sampling rate. They
-    weigh the same in all, as Slaney's do, here so that a band is the weighted mean of its bins' magnitudes. None is
+    """Triangles on Slaney's mel scale (linear to 1 kHz, logarithmic above), from 0 Hz to half the sampling rate.
+
+    The weights of each add up to one, so that a band is the weighted mean of its bins' magnitudes. No triangle is
     narrower than a bin, so that none is empty.
 
     Returns:

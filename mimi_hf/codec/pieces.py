@@ -22,7 +22,6 @@ def even_parts(length: int, most: int) -> list[tuple[int, int]]:
     """Start and stop of each part of `length`: as few parts as possible, of much the same size, none above `most`.
 
     Example:
-
         >>> even_parts(10, 4)
         [(0, 3), (3, 6), (6, 10)]
     """

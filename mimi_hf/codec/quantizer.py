@@ -1,6 +1,8 @@
-"""Split residual vector quantization (SoundStream, arXiv:2107.03312, section III-C; split as in arXiv:2410.00037,
-section 3.3.3): the first codebooks quantize one projection of the latents, and are distilled to carry meaning; the
-others quantize another projection, each what its predecessors left over."""
+"""Split residual vector quantization (SoundStream, arXiv:2107.03312, section III-C; arXiv:2410.00037, section 3.3.3).
+
+The first codebooks quantize one projection of the latents, and are distilled to carry meaning. The others quantize
+another projection, each the residual of those before it.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -175,8 +177,10 @@ class SplitResidualVectorQuantizer(nn.Module):
         return bool(self.semantic_residual_vector_quantizer.codebooks[0].initialized)
 
     def reset_codebooks(self) -> None:
-        """Forget the codebooks. The next training step that may change them, or [`initialize`], makes new ones by
-        k-means."""
+        """Forget the codebooks.
+
+        The next training step that may change them, or [`initialize`], makes new ones by k-means.
+        """
         for half, _ in self.halves():
             for codebook in half.codebooks:
                 codebook.initialized.zero_()

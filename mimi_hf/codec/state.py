@@ -17,7 +17,6 @@ def map_state(function: Callable[[Tensor], Any], state: State) -> State:
     """`state` with `function` applied to each of its tensors.
 
     Example:
-
         >>> import torch
         >>> map_state(lambda tensor: tensor + 1, (torch.zeros(1), None))
         (tensor([1.]), None)

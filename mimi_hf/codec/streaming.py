@@ -153,7 +153,6 @@ class EncoderStream(Stream):
     or pause.
 
     Example:
-
         >>> import torch
         >>> from mimi_hf import MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
@@ -268,7 +267,6 @@ class DecoderStream(Stream):
     Made by [`MimiModel.decoder_stream`].
 
     Example:
-
         >>> import torch
         >>> from mimi_hf import MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()

@@ -311,8 +311,9 @@ class TiledCodec:
         return_dict: bool | None = None,
         return_loss: bool | None = None,
     ) -> Any:
-        """Encode audio and decode the codes again; with `audio_codes`, only decode these (to the length of
-        `input_values` or `padding_mask`, where one is given).
+        """Encode audio and decode the codes again; with `audio_codes`, only decode these.
+
+        The audio is as long as `input_values` or `padding_mask`, where one is given.
 
         Args:
             return_loss: compute the reconstruction loss as well. A stream has none. (transformers' Trainer has an

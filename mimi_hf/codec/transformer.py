@@ -40,8 +40,11 @@ class TransformerState(NamedTuple):
         return self.keys[0].shape[2]
 
     def select_rows(self, rows: Tensor, other: "TransformerState") -> "TransformerState":
-        """This state in some rows, `other` in the rest, which paused: what a step wrote for these into the rings, which
-        it may share with `other`, no step looks at before the next one of their own overwrites it."""
+        """This state in some rows, `other` in the rest, which pause.
+
+        The rings, which both may share, stay as they are. What a step wrote into them for a row that pauses is not
+        looked at: the row's next step overwrites it.
+        """
         return self._replace(position=torch.where(rows, self.position, other.position))
 
 
@@ -118,7 +121,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, window: Window, implementation: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """
+        """Let T new steps attend to the window.
+
         Args:
             x: Tensor, shape = (B, T, D).
             keys, values: Tensors, shape = (B, key_value_heads, R, head_dim), the rings.
@@ -146,6 +150,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers around an activation."""
+
     def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]

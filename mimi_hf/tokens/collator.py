@@ -29,7 +29,6 @@ def apply_delay(codes: Tensor, delay: Sequence[int], fill: int) -> Tensor:
         ValueError: `delay` is negative, or has another length than K.
 
     Example:
-
         >>> apply_delay(torch.tensor([[1, 2, 3], [4, 5, 6]]), delay=[0, 1], fill=9)
         tensor([[1, 2, 3, 9],
                 [9, 4, 5, 6]])
@@ -71,7 +70,6 @@ def flatten_codes(codes: Tensor, offset: int = 0) -> Tensor:
         Tensor, shape = (…, F * K).
 
     Example:
-
         >>> flatten_codes(torch.tensor([[1, 2, 3], [4, 5, 6]]), offset=10)
         tensor([ 1, 14,  2, 15,  3, 16])
     """
@@ -130,7 +128,6 @@ class AudioCodesCollator:
         ValueError: the arguments contradict each other.
 
     Example:
-
         >>> examples = [{"audio_codes": [[1, 2], [3, 4]]}, {"audio_codes": [[5], [6]]}]
         >>> batch = AudioCodesCollator(codebook_size=8, delay=1)(examples)
         >>> batch["audio_codes"].tolist()

@@ -25,7 +25,6 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
         Exception: what `function` raised, where its result would have come.
 
     Example:
-
         >>> list(map_ahead(abs, [3, -1, -2], threads=2, ahead=4))
         [3, 1, 2]
     """
@@ -52,7 +51,6 @@ def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
         BaseException: what `items` raised, after the items that came before it.
 
     Example:
-
         >>> list(iterate_ahead(range(3)))
         [0, 1, 2]
     """

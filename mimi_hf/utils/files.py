@@ -37,16 +37,16 @@ def written_beside(output: Path) -> Iterator[Path]:
     try:
         yield temporary
         if not output.is_dir():
-            os.replace(temporary, output)
+            temporary.replace(output)
             return
         if not temporary.is_dir():
             raise IsADirectoryError(f"{output} is a folder. Name a file to write.")
         # A folder cannot be renamed onto one that holds files: the old one steps aside, and back if that fails.
-        os.rename(output, replaced)
+        output.rename(replaced)
         try:
-            os.rename(temporary, output)
+            temporary.rename(output)
         except OSError:
-            os.rename(replaced, output)
+            replaced.rename(output)
             raise
         shutil.rmtree(replaced)
     finally:
