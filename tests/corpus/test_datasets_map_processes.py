@@ -157,14 +157,14 @@ def test_a_fork_may_lose_busy_threads(checkpoint, model):
 def test_each_process_takes_another_gpu(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    places = [AudioTokenizer(checkpoint).source._place(rank) for rank in (None, 0, 1, 2)]
+    places = [AudioTokenizer(checkpoint).source.place(rank) for rank in (None, 0, 1, 2)]
     assert places == ["cuda", "cuda:0", "cuda:1", "cuda:0"]
     for device in ("cpu", "cuda:1"):
-        assert AudioTokenizer(checkpoint, device=device).source._place(0) == device
+        assert AudioTokenizer(checkpoint, device=device).source.place(0) == device
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
-    assert AudioTokenizer(checkpoint, device="cpu").source._place(0) == "cpu"
+    assert AudioTokenizer(checkpoint, device="cpu").source.place(0) == "cpu"
     with pytest.raises(RuntimeError, match="set_start_method"):
-        AudioTokenizer(checkpoint).source._place(0)
+        AudioTokenizer(checkpoint).source.place(0)
 
 
 def report_threads(examples, tokenizer):

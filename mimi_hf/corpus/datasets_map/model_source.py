@@ -1,4 +1,4 @@
-"""The model of a callable that goes through many processes: named, told apart by content, loaded once in each."""
+"""The model of a callable for many processes: it is loaded once in each, and identified by its content."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ from mimi_hf.loading import ModelChoice, weights_digest
 from mimi_hf.modeling_mimi import MimiModel
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-# Of a config: what two models that do the same may differ in.
+# Fields of a config that do not change what a model does.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 _IMPORTED_IN = os.getpid()
 
@@ -25,24 +25,29 @@ Result = TypeVar("Result")
 
 
 class ModelSource:
-    """A model by name, or a model itself, to be pickled without its weights where they can be loaded again.
+    """A model by name, or a model itself. A pickled one by name holds no weights: they are loaded again.
 
     Args:
         model: the id of a model on the Hub, a folder, or a [`MimiModel`].
         dtype: "float32", "bfloat16" or "float16" (or of torch); single precision by default. Not for a `MimiModel`.
-        revision: of the model on the Hub. What it stands for now is loaded in every process.
-        device: "cpu", "cuda", "cuda:1", …; a GPU by default, where there is one. Not for a `MimiModel`.
+        revision: of the model on the Hub. Every process loads the commit that it stands for now.
+        device: "cpu", "cuda", "cuda:1", …; by default a GPU if there is one. Not for a `MimiModel`.
 
     Attributes:
         config: the [`MimiConfig`].
-        identity: a string that says which weights these are; equal where the codes are.
 
     Raises:
         OSError: there is no such model.
-        ValueError, TypeError: for something else than a Mimi model, and for other arguments that make no sense.
+        ValueError, TypeError: for a model that is not Mimi, and for other arguments that make no sense.
     """
 
-    def __init__(self, model, dtype=None, revision: str | None = None, device: str | None = None):
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | MimiModel,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        device: str | None = None,
+    ):
         self.device = None if device is None else str(torch.device(device))
         self._loaded: tuple[str, MimiModel] | None = None
         self._threads: int | None = None
@@ -63,7 +68,7 @@ class ModelSource:
                 f"model is of type {type(model).__name__}, but the id of a model on the Hub, a folder or a MimiModel"
                 " is needed."
             )
-        choice = ModelChoice(model, "float32" if dtype is None else dtype, revision)
+        choice = ModelChoice(os.fsdecode(model), "float32" if dtype is None else str(dtype), revision)
         if os.path.isdir(choice.place):
             choice = replace(choice, name=os.path.abspath(choice.place))
             self._digest = _digest_folder(choice.name)
@@ -71,27 +76,31 @@ class ModelSource:
 
     @property
     def identity(self) -> str:
-        """Takes milliseconds for a name, tenths of a second for a model itself, as that may change at any time."""
+        """Text that is equal for weights that give equal codes.
+
+        It takes milliseconds for a name, tenths of a second for a model itself, which may change at any time.
+        """
         if self.model is not None:
             return f"weights {_digest_model(self.model)}"
+        assert self.choice is not None
         if self._digest is not None:
             return f"folder {self._digest} {self.choice.dtype}"
         return f"{self.choice.name} {self.choice.revision} {self.choice.dtype}"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None, "_threads": _share_of_threads()}
 
     def run(self, function: Callable[[MimiModel], Result], rank: int | None = None) -> Result:
-        """`function(model)`, with the model of this process, on the device that belongs to `rank`."""
+        """Call `function(model)` with the model of this process, on the device that belongs to `rank`."""
         if os.getpid() == _IMPORTED_IN:
             return self._run(function, rank)
-        # In a forked process GNU OpenMP waits for ever for the threads that its parent had, unless a new thread asks.
+        # In a forked process GNU OpenMP waits forever for the threads of its parent, unless a new thread calls it.
         return _own_thread(os.getpid()).submit(self._run, function, rank).result()
 
-    def _run(self, function, rank):
+    def _run(self, function: Callable[[MimiModel], Result], rank: int | None) -> Result:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        device = self._place(rank)
+        device = self.place(rank)
         if self._loaded is None or self._loaded[0] != device:
             self._loaded = device, self._load(device)
         return function(self._loaded[1])
@@ -99,16 +108,21 @@ class ModelSource:
     def _load(self, device: str) -> MimiModel:
         if self.model is not None:
             return self.model if str(self.model.device) == device else self.model.to(device)
+        assert self.choice is not None
         if self._digest is not None and _digest_folder(self.choice.name) != self._digest:
             raise ValueError(f"{self.choice.name} was changed after it was named here. Begin again, with a new object.")
         return _load(self.choice, self._digest, device)
 
-    def _place(self, rank: int | None) -> str:
-        """The device to use: that of the rank, or where a model is."""
+    def place(self, rank: int | None) -> str:
+        """Choose the device of a process: the GPU of its rank, or the device of the model itself.
+
+        Raises:
+            TypeError: `rank` is no number.
+            RuntimeError: CUDA cannot be used in this process.
+        """
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
             raise TypeError(f"rank={rank!r} must be the number of a process. Call `map` without with_indices.")
-        own = self.model is not None
-        wanted = str(self.model.device) if own else self.device
+        wanted = self.device if self.model is None else str(self.model.device)
         if wanted != "cpu" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
             raise RuntimeError(
                 "CUDA was used before this process was forked, and cannot be used in it. Call"
@@ -116,14 +130,14 @@ class ModelSource:
             )
         if wanted is None:
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        if rank is not None and (wanted == "cuda" or (own and wanted.startswith("cuda"))):
+        if rank is not None and (wanted == "cuda" or (self.model is not None and wanted.startswith("cuda"))):
             return f"cuda:{rank % torch.cuda.device_count()}"
         return wanted
 
 
 @functools.lru_cache(maxsize=2)
 def _load(choice: ModelChoice, digest: str | None, device: str) -> MimiModel:
-    """One copy per process, whoever asks; `digest` tells apart what a folder holds over time."""
+    """Load a model once per process; `digest` tells a folder from what it held before."""
     return choice.load(device, progress=True)
 
 
@@ -133,7 +147,7 @@ def _own_thread(process: int) -> ThreadPoolExecutor:
 
 
 def _share_of_threads() -> int | None:
-    """The threads of torch for each process of the pool that this is being pickled for; `None` outside of pools."""
+    """Threads of torch for each process of the pool that this is pickled for; `None` if there is no pool."""
     workers = 0
     for module in ("multiprocess", "multiprocessing"):
         if module in sys.modules:
@@ -143,18 +157,16 @@ def _share_of_threads() -> int | None:
 
 
 def _digest_folder(folder: str) -> str:
-    """The hex SHA-256 of the config and the weights in a folder, whatever its name and its dates."""
-    paths = sorted(path for path in Path(folder).iterdir() if path.name == "config.json" or _holds_weights(path.name))
+    """The hex SHA-256 of the config and the weights in a folder. Its name and its dates do not matter."""
+    paths = sorted(
+        path for path in Path(folder).iterdir() if path.name == "config.json" or path.name.endswith(_WEIGHTS)
+    )
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
         content = _digest_file(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
         digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _holds_weights(name: str) -> bool:
-    return name.endswith(_WEIGHTS)
 
 
 @functools.lru_cache(maxsize=64)

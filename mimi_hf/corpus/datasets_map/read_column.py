@@ -1,6 +1,7 @@
-"""Columns as `datasets` passes them to the callables of `map`."""
+"""Reading a column of the examples that `datasets` passes to the callables of `map`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -8,18 +9,21 @@ from mimi_hf.feature_extraction_mimi import is_number
 from mimi_hf.utils import remote
 
 
-def read_column(examples: Mapping, name: str, argument: str, depth: int = 1) -> tuple[list, bool]:
-    """The values of a column, and whether there is a batch of them.
+def read_column(examples: Mapping[str, Any], name: str, argument: str, depth: int = 1) -> tuple[list[Any], bool]:
+    """Read the values of a column.
 
     Args:
-        examples: one example, or a batch of them.
+        examples: one example, or a batch.
         name: of the column.
-        argument: which says so, for the message where there is no such column.
-        depth: dimensions of numbers that one value has at least, which tell it from a batch in a plain dictionary.
+        argument: the argument that names the column, for the error message.
+        depth: dimensions of numbers in one value, at least. In a plain dictionary, a column with more is a batch.
+
+    Returns:
+        The values, and whether they are a batch.
 
     Raises:
         ValueError: there is no such column.
-        TypeError: the examples come in another form, such as that of a data set formatted for pandas.
+        TypeError: the examples are no mapping, for example those of a data set formatted for pandas.
 
     Example:
 
@@ -36,16 +40,17 @@ def read_column(examples: Mapping, name: str, argument: str, depth: int = 1) -> 
     if name not in examples:
         raise ValueError(f"There is no column {name!r}, but {', '.join(map(repr, examples))}. Give {argument}.")
     if name in getattr(examples, "keys_to_format", ()):
-        # What `datasets` has not decoded yet is read as it is stored: without torchcodec, without a Python object for
-        # every sample; and it is written again unchanged.
+        # `datasets` has not decoded this column yet, so it is read as it is stored: without torchcodec, without a
+        # Python object for every sample, and `map` writes it again unchanged.
         from datasets.formatting.formatting import LazyBatch
 
-        return [_plain(scalar) for scalar in examples.pa_table[name]], isinstance(examples, LazyBatch)
+        table: Any = getattr(examples, "pa_table")  # noqa: B009 (of LazyDict, which is no plain mapping)
+        return [_plain(scalar) for scalar in table[name]], isinstance(examples, LazyBatch)
     value = examples[name]
     return (list(value), True) if _is_batch(value, depth) else ([value], False)
 
 
-def _is_batch(value, depth: int) -> bool:
+def _is_batch(value: Any, depth: int) -> bool:
     inner = value
     for _ in range(depth):
         if inner is None or isinstance(inner, Mapping | str | bytes) or hasattr(inner, "get_all_samples"):
@@ -56,8 +61,8 @@ def _is_batch(value, depth: int) -> bool:
     return not is_number(inner)
 
 
-def _plain(scalar: pa.Scalar):
-    """`scalar.as_py()`, with arrays in place of lists of numbers."""
+def _plain(scalar: Any) -> Any:
+    """`scalar.as_py()` of a pa.Scalar, with arrays in place of lists of numbers."""
     if isinstance(scalar, pa.ExtensionScalar):
         scalar = scalar.value
     if scalar is None or not scalar.is_valid:
@@ -72,8 +77,8 @@ def _plain(scalar: pa.Scalar):
     return scalar.as_py()
 
 
-def fetch(value):
-    """The content behind the URL of an example; all else as it is.
+def fetch(value: Any) -> Any:
+    """Fetch the bytes of an example that is a URL, or has one as its `path`; return any other value as it is.
 
     Raises:
         ValueError: it cannot be fetched.
