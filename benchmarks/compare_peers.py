@@ -36,14 +36,13 @@ from mimi_hf import MimiConfig
 from mimi_hf.audio import read_audio
 from mimi_hf.benchmark import (
     count_work,
-    describe_machine,
     measure_roofline,
     medians,
     percentile,
     ratios,
-    synchronize,
     take_turns,
 )
+from mimi_hf.inference.timing import describe_machine, synchronize
 from mimi_hf.loading import ModelChoice
 
 FRAME, RATE = peers.FRAME, peers.RATE

@@ -38,7 +38,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mimi_hf.benchmark import describe_machine, medians, take_turns
+from mimi_hf.benchmark import medians, take_turns
+from mimi_hf.inference.timing import describe_machine
 
 LEAST = 99.99  # % of codes that must not depend on neighbours, batches and processes
 SELF, COMMAND = "the model by itself", "mimi-hf tokenize"

@@ -1,56 +1,19 @@
 """What a Mimi costs on a machine: its speed offline and its latency live, beside what the machine can do at best."""
 
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .inference.timing import describe_machine, synchronize
 from .modeling_mimi import MimiModel
 
-PACKAGES = ("mimi_hf", "torch", "transformers", "moshi", "rustymimi", "numpy")
 GIGA = 1e9
-
-
-def describe_machine(device: torch.device | str = "cpu") -> dict:
-    """What ran where: processor, threads, versions, date, and settings of malloc, which change figures a lot."""
-    device = torch.device(device)
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "malloc": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    fields = {line.split(":")[0].strip(): line.split(":")[-1].strip() for line in lines if ":" in line}
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 # Times
@@ -79,12 +42,6 @@ def take_turns(
             if turn >= warmup:
                 times[name].append(time.perf_counter() - begin)
     return times
-
-
-def synchronize(device: torch.device | str):
-    """Wait for what is queued on a GPU."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def medians(times: dict[str, list[float]], scale: float = 1.0) -> dict[str, float]:

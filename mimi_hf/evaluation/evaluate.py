@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mimi_hf.benchmark import describe_machine, synchronize
 from mimi_hf.corpus.reading import UNREADABLE, check_device, describe
-from mimi_hf.corpus.runners.local import usable_cores
 from mimi_hf.corpus.sources import Example
+from mimi_hf.inference.timing import describe_machine, synchronize
+from mimi_hf.utils.machine import usable_cores
 
 from .metrics import SILENCE, Metric, choose_metrics
 from .pieces import levels_of, open_examples, read_pieces

@@ -118,7 +118,7 @@ class EvaluationReport:
     codebook_size: V.
     frames, duration: of all files; seconds.
     encode_speed: seconds of audio encoded in a second, with all of these codebooks.
-    dtype, machine: where the speeds are from, see [`mimi_hf.benchmark.describe_machine`].
+    dtype, machine: where the speeds are from, see [`mimi_hf.inference.timing.describe_machine`].
     sample: a recording to look at; None where none could be evaluated.
     """
 

@@ -3,7 +3,6 @@
 All of them call `job.run(model, index)`, and none keeps books: a shard is done when its report is there.
 """
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from mimi_hf.corpus.jobs.job import Job, Progress
+from mimi_hf.utils.machine import usable_cores, usable_memory
 from mimi_hf.utils.workers import end_with_parent, interrupts_held
 
 logger = logging.getLogger(__name__)
@@ -28,29 +28,12 @@ _PATIENCE = 60.0  # seconds without any actor of Ray after which the user is tol
 Watch = Callable[[float, int], None]  # seconds of audio so far, shards done so far
 
 
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    with contextlib.suppress(AttributeError):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
-
-
 def default_processes() -> int:
     """One for each GPU; without any, one for each core, as far as the memory reaches: processes of a single thread do
     more together than one of many threads."""
     import torch
 
-    return torch.cuda.device_count() or max(1, min(usable_cores(), _memory() // _MEMORY_OF_PROCESS))
-
-
-def _memory() -> int:
-    """Bytes that this machine has, or this container may take."""
-    memory = 16 * 2**30
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(ValueError, OSError), open("/sys/fs/cgroup/memory.max") as limit:
-        memory = min(memory, int(limit.read()))
-    return memory
+    return torch.cuda.device_count() or max(1, min(usable_cores(), usable_memory() // _MEMORY_OF_PROCESS))
 
 
 def my_part(

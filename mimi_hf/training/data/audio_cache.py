@@ -34,13 +34,13 @@ import numpy as np
 from mimi_hf.audio.mix import check_rate
 from mimi_hf.corpus.jobs.job import good_shard_size
 from mimi_hf.corpus.reading import UNREADABLE, check_damage, describe
-from mimi_hf.corpus.runners.local import usable_cores
 from mimi_hf.corpus.sources import Example, Source, open_source, parquet, webdataset
 from mimi_hf.corpus.sources.base import AUDIO_EXTENSIONS
 from mimi_hf.corpus.sources.hub import HubSource
 from mimi_hf.corpus.sources.locations import is_url
 from mimi_hf.corpus.sources.manifest import ManifestSource
 from mimi_hf.utils.files import written_beside
+from mimi_hf.utils.machine import usable_cores
 
 from .copying import Copied, LeftOutError, copy_recording
 
