@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 DEFAULT_ROPE_THETA = 10_000.0
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -134,7 +134,7 @@ class MimiConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
-        derives = not head_dim and _is_size(hidden_size) and _is_size(num_attention_heads)
+        derives = not head_dim and is_size(hidden_size) and is_size(num_attention_heads)
         self.head_dim: Any = hidden_size // num_attention_heads if derives else head_dim
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
@@ -261,11 +261,11 @@ class MimiConfig(PreTrainedConfig):
         )
         for name in sizes.split():
             value = getattr(self, name)
-            yield _is_size(value), f"{name}={value!r} must be a positive integer."
+            yield is_size(value), f"{name}={value!r} must be a positive integer."
         value = self.num_residual_layers
-        yield value == 0 or _is_size(value), f"num_residual_layers={value!r} must be 0 or a positive integer."
+        yield value == 0 or is_size(value), f"num_residual_layers={value!r} must be 0 or a positive integer."
         yield (
-            isinstance(self.upsampling_ratios, list) and all(map(_is_size, self.upsampling_ratios)),
+            isinstance(self.upsampling_ratios, list) and all(map(is_size, self.upsampling_ratios)),
             f"upsampling_ratios={self.upsampling_ratios!r} must be a list of positive integers.",
         )
         numbers = {"norm_eps": self.norm_eps, "rope_theta": self.rope_theta}
@@ -293,7 +293,7 @@ class MimiConfig(PreTrainedConfig):
             " or that sample ('replicate').",
         )
         yield (
-            _is_size(self.audio_channels) and self.audio_channels <= 2,
+            is_size(self.audio_channels) and self.audio_channels <= 2,
             f"audio_channels={self.audio_channels!r} must be 1 (mono) or 2 (stereo).",
         )
         yield (

@@ -74,7 +74,7 @@ def example_config(name: str) -> str:
 def _parse_changes(changes: list[str]) -> dict:
     import yaml
 
-    from mimi_hf.training.config import parse_yaml
+    from mimi_hf.training.parsing import parse_yaml
 
     values = {}
     for change in changes:

@@ -1,21 +1,21 @@
-"""What a training run is made of: frozen options, read from YAML, each checked once."""
+"""The options of a training run: frozen dataclasses, read from YAML, each checked once."""
 
 import dataclasses
-import difflib
 import inspect
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimi_hf.codec.losses import FLOOR, RECONSTRUCTION_WEIGHTS
-from mimi_hf.codec.quantizer import QuantizerTraining
-from mimi_hf.configuration_mimi import MimiConfig
+import yaml
 
-from .checks import check
+from mimi_hf.codec.codebook_learning import QuantizerTraining
+from mimi_hf.codec.losses import FLOOR, RECONSTRUCTION_WEIGHTS
+from mimi_hf.configuration_mimi import MimiConfig
+from mimi_hf.utils.options import check_option
+
 from .data.augmentation import Augmentation
 from .objective.discriminator import MimiDiscriminatorConfig
+from .parsing import build_dataclass, parse_yaml, refuse_unknown, to_plain
 
 PARTS = ("encoder", "quantizer", "decoder")
 
@@ -24,16 +24,17 @@ PARTS = ("encoder", "quantizer", "decoder")
 class ModelOptions:
     """Which model is trained.
 
-    start: a folder or Hub id to go on from, or `mimi-tiny`; without one, a new model is made from `config`.
+    start: the model to start from: a folder, a Hub id or `mimi-tiny`. Without it, a new model is made from `config`.
     config: fields of [`MimiConfig`], for a new model.
-    train: which of encoder, quantizer and decoder learn. Codes that were made before stay valid, and bit-equal, where
-        only the decoder does; with the encoder in training and the quantizer fixed, old codes still decode, but the
-        same audio encodes to other ones; with the quantizer in training, old codes lose their meaning.
-    lora_rank: above 0, the transformers of the trained parts learn through low-rank adapters of this rank
-        (arXiv:2106.09685), which are merged into the weights that are saved; all else stays fixed, the codebooks, too.
-        0 trains in full.
-    audio_scale: audio is multiplied by this before a new model, and divided after it, so that layers of unit variance
-        fit it. What is saved has it folded into the first and the last convolution. 1 with `start`.
+    train: which of encoder, quantizer and decoder are trained. This decides whether existing codes stay valid. Decoder
+        only: they stay valid, and audio still encodes to the same codes. Encoder, but not quantizer: existing codes
+        still decode, but the same audio encodes to different codes. Quantizer: existing codes lose their meaning.
+    lora_rank: above 0, train only low-rank adapters (arXiv:2106.09685) of this rank in the transformers of the trained
+        parts. All other weights and the codebooks stay fixed. Saving merges the adapters into the weights. 0 trains
+        all weights.
+    audio_scale: a new model's input audio is multiplied by this, and its output divided by it, because layers of unit
+        variance fit louder audio better. The saved model has the factor in its first and last convolution. Has no
+        effect with `start`.
     """
 
     start: str | None = None
@@ -42,38 +43,38 @@ class ModelOptions:
     lora_rank: int = 0
     audio_scale: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.start and self.config:
             raise ValueError(
-                "model.start and model.config are both given: a model that was begun has its config. Drop one."
+                "model.start and model.config are both given, but a model to start from has its own config. Drop one."
             )
         if not self.train or set(self.train) - set(PARTS):
             raise ValueError(f"model.train={list(self.train)} must name one or more of {', '.join(PARTS)}.")
         if not self.start and set(self.train) != set(PARTS):
-            raise ValueError("model.train leaves parts out, but a new model learns as a whole. Name model.start, too.")
-        check(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (off) or more")
-        check(not self.lora_rank or self.start, "model.lora_rank", self.lora_rank, "0 for a new model")
+            raise ValueError("model.train leaves parts out, but a new model learns as a whole. Set model.start, too.")
+        check_option(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (off) or more")
+        check_option(not self.lora_rank or self.start, "model.lora_rank", self.lora_rank, "0 for a new model")
         if self.lora_rank and not {"encoder", "decoder"} & set(self.train):
             raise ValueError(
-                "model.lora_rank needs encoder or decoder in model.train: only their transformers learn so."
+                "model.lora_rank needs encoder or decoder in model.train: adapters are for their transformers."
             )
-        _refuse_unknown(self.config, _parameters_of(MimiConfig), "model.config")
-        check(self.audio_scale > 0, "model.audio_scale", self.audio_scale, "above 0")
+        refuse_unknown(self.config, _parameters_of(MimiConfig), "model.config")
+        check_option(self.audio_scale > 0, "model.audio_scale", self.audio_scale, "above 0")
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What it learns from.
+    """Which recordings the model is trained and validated on.
 
-    train: folders of audio, parquet files, manifests, WebDataset tars or Hub data sets.
-    weights: how often each is drawn from, in the order of `train`; by its hours where left out.
-    validation: the same, never trained on: what the figures of a run and its best model are taken from.
-    validation_seconds: how much of it to use.
-    cache: where the audio is kept as 16-bit samples, ready to be cut, for several runs. By default inside the output,
-        where what was prepared for other sources is removed.
-    crop_seconds: length of a crop. A multiple of 0.08 s wastes nothing.
-    batch_size: crops in a step of one process.
-    augmentation: see [`Augmentation`]; leave out for none.
+    train: sources of training audio: folders, parquet files, manifests, WebDataset tars or Hub data sets.
+    weights: how often each source is drawn from, in the order of `train`. By default in proportion to its hours.
+    validation: sources of validation audio, which is never trained on. The best model is the one that scores best here.
+    validation_seconds: how many seconds of it to use.
+    cache: folder for the prepared audio (16-bit samples), to share it between runs. By default it lies in the output
+        folder, where audio prepared for other sources is removed.
+    crop_seconds: length of a crop. Use a multiple of 0.08 s: a crop is whole frames of 80 ms.
+    batch_size: crops per batch, in each process.
+    augmentation: random changes of each crop, see [`Augmentation`]. Leave out for none.
     """
 
     train: tuple[str, ...]
@@ -85,32 +86,33 @@ class DataOptions:
     batch_size: int = 8
     augmentation: Augmentation | None = None
 
-    def __post_init__(self):
-        check(self.train, "data.train", list(self.train), "one source or more")
+    def __post_init__(self) -> None:
+        check_option(self.train, "data.train", list(self.train), "one source or more")
         if self.weights is not None:
             fits = len(self.weights) == len(self.train) and all(weight > 0 for weight in self.weights)
-            check(fits, "data.weights", list(self.weights), "a positive number for each source of data.train")
-        check(self.crop_seconds >= 0.2, "data.crop_seconds", self.crop_seconds, "at least 0.2")
-        check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
-        check(self.validation_seconds > 0, "data.validation_seconds", self.validation_seconds, "above 0")
+            check_option(fits, "data.weights", list(self.weights), "a positive number for each source of data.train")
+        check_option(self.crop_seconds >= 0.2, "data.crop_seconds", self.crop_seconds, "at least 0.2")
+        check_option(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        check_option(self.validation_seconds > 0, "data.validation_seconds", self.validation_seconds, "above 0")
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What it is trained for. A weight of 0 leaves a loss out.
+    """The losses and their weights. A weight of 0 turns a loss off.
 
-    preset: where the weights begin: `reconstruction` (the default: as they stand below); `adversarial` (Moshi's,
-        arXiv:2410.00037, section 3.3: adversarial and feature_matching 4, balanced, and no other on the audio); `both`
-        (adversarial 1, feature_matching 2, and reconstruction).
-    mel: log-mel distance at five resolutions. spectral_convergence, log_magnitude: of the STFT. waveform: L1.
-    floor: added to magnitudes before their logarithm: white noise of this RMS is about as loud.
-    commitment: of latents to their codebook entries.
-    adversarial, feature_matching: of a multi-scale STFT discriminator, from `adversarial_start` on.
-    adversarial_start: the step at which the discriminator comes in.
-    discriminator: fields of [`MimiDiscriminatorConfig`]; discriminator_start: a folder or Hub id to go on from.
-    distillation: of the semantic codebook to `teacher`, a speech model in a folder or on the Hub.
-    balance: give each loss on the audio the share of the gradient that its weight says (EnCodec, arXiv:2210.13438,
-        section 3.4); otherwise weights simply multiply.
+    preset: where the weights begin: `reconstruction` (default: the values listed below); `adversarial` (Moshi's,
+        arXiv:2410.00037, section 3.3: adversarial and feature_matching 4, balanced, and no other loss on the audio);
+        `both` (adversarial 1, feature_matching 2, and the reconstruction losses).
+    mel: log-mel distance at five resolutions. spectral_convergence, log_magnitude: STFT distances. waveform: L1.
+    floor: added to magnitudes before their logarithm. White noise of this RMS is about as loud.
+    commitment: pulls latents towards their codebook entries.
+    adversarial, feature_matching: losses from a multi-scale STFT discriminator.
+    adversarial_start: the step from which on the discriminator is used and trained.
+    discriminator: fields of [`MimiDiscriminatorConfig`]. discriminator_start: a folder or Hub id to start it from.
+    distillation: pulls the semantic codebook towards the features of `teacher`.
+    teacher: a speech model, in a folder or on the Hub.
+    balance: scale the gradients so that each loss on the audio has the share that its weight says (EnCodec,
+        arXiv:2210.13438, section 3.4). Otherwise the weights multiply the losses.
     """
 
     mel: float = RECONSTRUCTION_WEIGHTS["mel"]
@@ -128,25 +130,25 @@ class LossOptions:
     teacher: str | None = None
     balance: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (*RECONSTRUCTION, "commitment", *ADVERSARIAL, "distillation"):
-            check(getattr(self, name) >= 0, f"losses.{name}", getattr(self, name), "0 (off) or more")
+            check_option(getattr(self, name) >= 0, f"losses.{name}", getattr(self, name), "0 (off) or more")
         if not any(getattr(self, name) for name in RECONSTRUCTION + ADVERSARIAL):
             raise ValueError("Every loss on the audio is 0. Give one of losses.mel, losses.adversarial, … a weight.")
         if self.adversarial_start and not any(getattr(self, name) for name in RECONSTRUCTION):
             raise ValueError(
                 f"losses.adversarial_start={self.adversarial_start} leaves the first steps without any loss on the"
-                " audio. Give losses.mel, or another one, a weight, or begin at 0."
+                " audio. Give losses.mel, or another one, a weight, or set it to 0."
             )
         if self.distillation and not self.teacher:
             raise ValueError("losses.distillation needs losses.teacher: a speech model, such as microsoft/wavlm-large.")
-        _refuse_unknown(self.discriminator, _parameters_of(MimiDiscriminatorConfig), "losses.discriminator")
-        check(self.floor > 0, "losses.floor", self.floor, "above 0")
-        check(self.adversarial_start >= 0, "losses.adversarial_start", self.adversarial_start, "0 or more")
+        refuse_unknown(self.discriminator, _parameters_of(MimiDiscriminatorConfig), "losses.discriminator")
+        check_option(self.floor > 0, "losses.floor", self.floor, "above 0")
+        check_option(self.adversarial_start >= 0, "losses.adversarial_start", self.adversarial_start, "0 or more")
 
     @property
     def uses_discriminator(self) -> bool:
-        """Whether there is a discriminator at all."""
+        """Whether any loss needs a discriminator."""
         return any(getattr(self, name) > 0 for name in ADVERSARIAL)
 
 
@@ -162,16 +164,17 @@ LOSS_PRESETS = {
 
 @dataclass(frozen=True)
 class QuantizerOptions:
-    """How codebooks come about.
+    """How the codebooks are made and trained.
 
-    unquantized_steps: steps at the beginning that leave latents as they are; the codebooks of a new model are made
-        from the latents then, by k-means. 0 with `model.start`, which has codebooks.
-    decay: of the moving averages that codebooks are, per step.
-    dead_threshold: an entry that is used less than this share of the average entry is replaced by a latent of the
-        batch. 0 replaces none.
-    kmeans_iterations: of the initialisation.
-    quantizer_dropout: the share of crops that use their first n codebooks alone, n drawn from the semantic ones to all.
-    unquantized: the share of crops whose latents the decoder gets unquantized.
+    unquantized_steps: the first steps of a new model train without a quantizer. Then k-means on the latents makes the
+        codebooks. Must be 0 with `model.start`, which has codebooks.
+    decay: decay per step of the moving averages that the codebooks are.
+    dead_threshold: an entry used less than this share of the average entry is replaced by a latent of the batch. 0
+        replaces none.
+    kmeans_iterations: iterations of k-means when the codebooks are made.
+    quantizer_dropout: share of crops that use only their first n codebooks. n is drawn, from the number of semantic
+        codebooks to all.
+    unquantized: share of crops whose latents reach the decoder unquantized.
     """
 
     unquantized_steps: int = 0
@@ -181,27 +184,36 @@ class QuantizerOptions:
     quantizer_dropout: float = 0.5
     unquantized: float = 0.5
 
-    def __post_init__(self):
-        check(self.unquantized_steps >= 0, "quantizer.unquantized_steps", self.unquantized_steps, "0 or more")
+    def __post_init__(self) -> None:
+        check_option(self.unquantized_steps >= 0, "quantizer.unquantized_steps", self.unquantized_steps, "0 or more")
         self.training_options(True, True)
 
     def training_options(self, enabled: bool, update: bool) -> QuantizerTraining:
-        """As the quantizer takes them."""
+        """Return these options as the quantizer takes them.
+
+        Args:
+            enabled: quantize at all.
+            update: let the codebooks learn.
+        """
         names = ("decay", "dead_threshold", "kmeans_iterations", "quantizer_dropout", "unquantized")
         return QuantizerTraining(enabled=enabled, update=update, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """How it learns.
+    """The optimizer and its schedule.
 
     steps: optimizer steps of the whole run.
-    learning_rate: at its highest; rises over `warmup_steps`, then falls along a cosine to `final_learning_rate` of it.
-    kind: muon (momentum orthogonalised, for matrices, with AdamW for the rest) or adamw.
-    betas, weight_decay: of AdamW; the decay is used by both. momentum: of Muon.
-    discriminator_learning_rate: of the discriminator's AdamW, with the same schedule from its beginning on.
-    accumulation: batches per optimizer step. max_norm: of the gradient; 0 does not clip.
-    ema_decay: of the average of the weights that is saved; 0 saves the weights of the last step.
+    learning_rate: the highest learning rate.
+    final_learning_rate: the last learning rate, as a share of `learning_rate`, which falls to it along a cosine.
+    warmup_steps: steps over which the learning rate rises from 0.
+    kind: muon (Muon for matrices, AdamW for the rest) or adamw.
+    betas: of AdamW. momentum: of Muon. weight_decay: of both.
+    discriminator_learning_rate: of the discriminator's AdamW. Its schedule begins at `losses.adversarial_start`.
+    accumulation: batches per optimizer step.
+    max_norm: clip the norm of the gradient to this. 0 does not clip.
+    ema_decay: decay per step of the exponential moving average of the weights, which is what is saved. 0 saves the
+        weights of the last step.
     """
 
     steps: int
@@ -217,20 +229,20 @@ class OptimizerOptions:
     max_norm: float = 0.0
     ema_decay: float = 0.999
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "accumulation"):
-            check(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "at least 1")
+            check_option(getattr(self, name) >= 1, f"optimizer.{name}", getattr(self, name), "at least 1")
         for name in ("learning_rate", "discriminator_learning_rate"):
-            check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
+            check_option(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "above 0")
         for name in ("final_learning_rate", "warmup_steps", "weight_decay", "max_norm"):
-            check(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+            check_option(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
         for name, value in (("ema_decay", self.ema_decay), ("momentum", self.momentum)):
-            check(0 <= value < 1, f"optimizer.{name}", value, "at least 0 and below 1")
-        check(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
-        check(self.kind in ("muon", "adamw"), "optimizer.kind", self.kind, "muon or adamw")
+            check_option(0 <= value < 1, f"optimizer.{name}", value, "at least 0 and below 1")
+        check_option(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
+        check_option(self.kind in ("muon", "adamw"), "optimizer.kind", self.kind, "muon or adamw")
 
     def factor(self, step: int, start: int = 0) -> float:
-        """What the learning rate of a step is multiplied by, where the schedule begins at `start`."""
+        """Return the factor of the learning rate at a step, 0 to 1, in a schedule that begins at step `start`."""
         step, steps = step - start, max(1, self.steps - start)
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -241,16 +253,17 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What it leaves behind.
+    """Where the run writes, where it computes, and how often it reports.
 
-    output: the folder of the run: checkpoints, logs, the model. The same command goes on from the last checkpoint. What
-        may change on the way: run but for seed and metric, data.augmentation, data.validation, data.validation_seconds,
-        data.cache, optimizer.steps, max_norm, warmup_steps and the learning rates.
-    seed: of everything that is drawn.
-    precision: bf16 or fp32, of the products; weights are kept in fp32.
-    device: cpu or cuda; by default a GPU where there is one.
-    checkpoint_every, log_every, validate_every: in steps. keep_checkpoints: how many of the newest stay.
-    metric: mel_distance, or another one of `mimi-hf evaluate`, which decides which model is the best.
+    output: the folder of the run: checkpoints, logs and the model. The same command goes on from the last checkpoint.
+        These options may change in between: all of run except seed and metric; data.augmentation, data.validation,
+        data.validation_seconds and data.cache; optimizer.steps, max_norm, warmup_steps and the learning rates.
+    seed: of all random numbers.
+    precision: bf16 or fp32, for matrix products. Weights are kept in fp32.
+    device: cpu or cuda. By default a GPU if there is one.
+    checkpoint_every, log_every, validate_every: every how many steps.
+    keep_checkpoints: how many checkpoints to keep; older ones are removed.
+    metric: which metric of `mimi-hf evaluate` decides which model is the best.
     """
 
     output: str
@@ -263,17 +276,17 @@ class RunOptions:
     validate_every: int = 1000
     metric: str = "mel_distance"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every", "validate_every"):
-            check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        check(self.precision in ("bf16", "fp32"), "run.precision", self.precision, "bf16 or fp32")
+            check_option(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+        check_option(self.precision in ("bf16", "fp32"), "run.precision", self.precision, "bf16 or fp32")
         rule = "cpu or cuda; CUDA_VISIBLE_DEVICES chooses one GPU of several"
-        check(self.device in (None, "cpu", "cuda"), "run.device", self.device, rule)
+        check_option(self.device in (None, "cpu", "cuda"), "run.device", self.device, rule)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A run of `mimi-hf train`: one group of options for each question."""
+    """The options of a run of `mimi-hf train`, in groups."""
 
     run: RunOptions
     data: DataOptions
@@ -282,21 +295,24 @@ class TrainingConfig:
     losses: LossOptions = field(default_factory=LossOptions)
     quantizer: QuantizerOptions = field(default_factory=QuantizerOptions)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unquantized, steps = self.quantizer.unquantized_steps, self.optimizer.steps
         if self.model.start:
-            check(
+            check_option(
                 unquantized == 0, "quantizer.unquantized_steps", unquantized, "0 with model.start, which has codebooks"
             )
         rule = f"below optimizer.steps={steps}: the codebooks of a new model are made after them"
-        check(unquantized < steps, "quantizer.unquantized_steps", unquantized, rule)
+        check_option(unquantized < steps, "quantizer.unquantized_steps", unquantized, rule)
 
     @classmethod
     def from_dict(cls, content: dict) -> "TrainingConfig":
-        """From nested dictionaries, as YAML gives them. `losses.preset` names one of [`LOSS_PRESETS`] to begin from.
+        """Build the options from nested dictionaries, as YAML gives them.
+
+        Args:
+            content: fields by group and name. `losses.preset` names one of [`LOSS_PRESETS`] to begin from.
 
         Raises:
-            ValueError, TypeError: for a field that there is not, or a value that it cannot have.
+            ValueError, TypeError: for an unknown field, or a value that it cannot have.
         """
         if isinstance(content, dict):
             # A group with nothing in it, or with comments alone, is None in YAML.
@@ -304,19 +320,22 @@ class TrainingConfig:
             if isinstance(content.get("losses"), dict):
                 losses = dict(content["losses"])
                 preset = losses.pop("preset", "reconstruction")
-                check(preset in [*LOSS_PRESETS], "losses.preset", preset, " or ".join(LOSS_PRESETS))
+                check_option(preset in [*LOSS_PRESETS], "losses.preset", preset, " or ".join(LOSS_PRESETS))
                 content["losses"] = {**LOSS_PRESETS[preset], **losses}
-        return _build(cls, content, "")
+        return build_dataclass(cls, content, "")
 
     @classmethod
     def from_yaml(cls, path: str | Path, changes: dict | None = None) -> "TrainingConfig":
-        """From a file; `changes` maps dotted names (`optimizer.steps`) to values that replace the file's.
+        """Read the options from a file.
+
+        Args:
+            path: the YAML file.
+            changes: values that replace those of the file, by dotted name (`optimizer.steps`).
 
         Raises:
-            OSError, ValueError, TypeError: the file cannot be read, or says what it cannot.
+            OSError: the file cannot be read.
+            ValueError, TypeError: it is no YAML, or as [`from_dict`].
         """
-        import yaml
-
         try:
             content = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -337,79 +356,11 @@ class TrainingConfig:
         return cls.from_dict(content)
 
     def to_dict(self) -> dict:
-        """The reverse of [`from_dict`]."""
-        return _plain(dataclasses.asdict(self))
-
-
-def parse_yaml(text: str):
-    """What YAML's safe loader gives, but 3e-4 is a number, as everywhere else."""
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return yaml.load(text, Loader)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _build(kind, content, path: str):
-    """An instance of the dataclass, from a dictionary of what its fields' types say."""
-    where = path or "the configuration"
-    if not isinstance(content, dict):
-        raise TypeError(f"{where} is {content!r}, but must be a mapping of names to values.")
-    hints, fields = typing.get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}
-    values = {}
-    _refuse_unknown(content, fields, where)
-    for name, value in content.items():
-        values[name] = _convert(hints[name], value, f"{path}.{name}".lstrip("."))
-    for name, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ValueError(f"{path}.{name} is missing.".lstrip(".") + " It has no default.")
-    return kind(**values)
-
-
-def _refuse_unknown(content, fields, where: str):
-    """Raise ValueError for a name that is none of the fields."""
-    for name in content:
-        if name not in fields:
-            close = difflib.get_close_matches(str(name), fields, 1)
-            raise ValueError(
-                f"{where} has no field {name!r}."
-                + (f" Did you mean {close[0]!r}?" if close else "")
-                + f" Its fields: {', '.join(fields)}."
-            )
+        """Return nested dictionaries, which [`from_dict`] takes."""
+        return to_plain(dataclasses.asdict(self))
 
 
 def _parameters_of(kind: type) -> list[str]:
-    """The names that a configuration of transformers is made from."""
+    """Return the names of the fields of a configuration of transformers."""
     found = inspect.signature(kind.__init__).parameters.values()
     return [one.name for one in found if one.kind is not one.VAR_KEYWORD and one.name != "self"]
-
-
-def _convert(hint, value, path: str):
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    hint = next(option for option in options if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(item, one, path) for one in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
-    if wrong:
-        raise TypeError(f"{path}={value!r} must be of type {hint.__name__}.")
-    return value

@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -40,7 +40,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+def iterate_ahead(items: Iterable[Item], ahead: int = 1) -> Generator[Item, None, None]:
     """`items`, made by another thread while the last one is in use.
 
     Args:

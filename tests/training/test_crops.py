@@ -8,7 +8,6 @@ import torch
 from support.corpora import tone, write_audio, write_clips
 
 from mimi_hf.training.data import augmentation as changes
-from mimi_hf.training.data.audio_cache import prepare
 from mimi_hf.training.data.augmentation import (
     NOISE_COLORS,
     PEAK,
@@ -19,6 +18,7 @@ from mimi_hf.training.data.augmentation import (
     level,
 )
 from mimi_hf.training.data.crops import QUIET, Crops
+from mimi_hf.training.data.preparation import prepare
 
 RATE = 24_000
 ALL = Augmentation(

@@ -7,32 +7,36 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-# Power falls with this exponent of the frequency.
+from mimi_hf.utils.options import check_option
+
+# The power of the noise falls with the frequency to this power.
 NOISE_COLORS = {"white": 0.0, "pink": 1.0, "brown": 2.0}
-# No crop is louder: one that would be is scaled down as a whole.
+# No sample of a crop exceeds this: a crop that would is scaled down as a whole.
 PEAK = 0.99
-# Samples to each side of what is resampled, if they are there: what its filter needs.
+# Samples that the resampling filter needs on each side, if they are there.
 MARGIN = 256
 # The equalizer's gains are drawn at frequencies an octave apart, from the lowest one on.
 _LOWEST_BAND = 60.0
-# Its response lasts about as long as a period of its lowest band, to both sides; and pink noise ends here.
+# The equalizer's response lasts about one period of its lowest band, to both sides.
 _RESPONSE_SECONDS = 0.05
+# Colored noise is flat below this frequency.
 _LOWEST_NOISE = 20.0
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random in each crop. The model hears the result, and is to reproduce it.
+    """Random changes of each crop. The model gets the changed crop, and must reproduce it.
 
-    gain_db: lowest and highest gain, in dB; drawn for every crop. Where a crop would pass full scale, it is less.
-    equalizer_probability: share of crops (0 to 1) with a random, smooth frequency response.
-    equalizer_db: how far it goes up or down at most, in dB; it leaves the level as it is.
-    noise_probability: share of crops with noise.
+    gain_db: lowest and highest gain, in dB, drawn for every crop. The gain is lower where a crop would exceed full
+        scale.
+    equalizer_probability: share of crops (0 to 1) that are filtered with a random, smooth frequency response.
+    equalizer_db: the most that the response goes up or down, in dB. The level stays.
+    noise_probability: share of crops to which noise is added.
     noise_snr_db: lowest and highest signal-to-noise ratio, in dB.
-    noise_colors: which of white, pink and brown noise is drawn from.
-    speed_probability: share of crops that are played slower or faster, with their pitch.
-    speed: slowest and fastest, where 1 leaves it as it is.
-    polarity_probability: share of crops that are turned upside down.
+    noise_colors: colors of noise to draw from: white, pink and brown.
+    speed_probability: share of crops that are played slower or faster; their pitch changes, too.
+    speed: slowest and fastest speed; 1 is the original.
+    polarity_probability: share of crops whose sign is flipped.
     """
 
     gain_db: tuple[float, float] = (-12.0, 3.0)
@@ -45,31 +49,35 @@ class Augmentation:
     speed: tuple[float, float] = (0.9, 1.1)
     polarity_probability: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("gain_db", "noise_snr_db", "speed"):
             value = getattr(self, name)
-            if len(value) != 2 or not all(map(math.isfinite, value)) or value[0] > value[1]:
-                raise ValueError(f"augmentation.{name}={value!r} must be two numbers, the lower one first.")
-        if not 0.5 <= self.speed[0] <= self.speed[1] <= 2:
-            raise ValueError(f"augmentation.speed={self.speed!r} must lie between 0.5 and 2.")
-        for name in ("equalizer", "noise", "speed", "polarity"):
-            value = getattr(self, f"{name}_probability")
-            if not 0 <= value <= 1:
-                raise ValueError(f"augmentation.{name}_probability={value!r} must be a share from 0 (off) to 1.")
-        if not 0 <= self.equalizer_db <= 40:
-            raise ValueError(f"augmentation.equalizer_db={self.equalizer_db!r} must lie between 0 and 40 dB.")
-        if not self.noise_colors or set(self.noise_colors) - set(NOISE_COLORS):
-            raise ValueError(
-                f"augmentation.noise_colors={self.noise_colors!r} must name some of {', '.join(NOISE_COLORS)}; for no"
-                " noise at all, set noise_probability to 0."
-            )
+            fits = len(value) == 2 and all(map(math.isfinite, value)) and value[0] <= value[1]
+            check_option(fits, f"augmentation.{name}", value, "two numbers, the lower one first")
+        check_option(0.5 <= self.speed[0] <= self.speed[1] <= 2, "augmentation.speed", self.speed, "between 0.5 and 2")
+        for name in ("equalizer_probability", "noise_probability", "speed_probability", "polarity_probability"):
+            share = getattr(self, name)
+            check_option(0 <= share <= 1, f"augmentation.{name}", share, "a share from 0 (off) to 1")
+        check_option(0 <= self.equalizer_db <= 40, "augmentation.equalizer_db", self.equalizer_db, "from 0 to 40 dB")
+        fits = self.noise_colors and not set(self.noise_colors) - set(NOISE_COLORS)
+        rule = f"some of {', '.join(NOISE_COLORS)}; for no noise at all, set noise_probability to 0"
+        check_option(fits, "augmentation.noise_colors", self.noise_colors, rule)
 
     def draw_speed(self, random: np.random.Generator) -> float:
-        """At which speed a crop is played; 1 as it is. Goes with [`change_speed`], before all else."""
+        """Draw the speed of a crop; 1 is the original. Apply it with [`change_speed`] before all other changes."""
         return float(random.uniform(*self.speed)) if random.random() < self.speed_probability else 1.0
 
     def __call__(self, audio: np.ndarray, sampling_rate: float, random: np.random.Generator) -> np.ndarray:
-        """All but the speed. audio (N,) float32 -> (N,) float32, never above [`PEAK`]."""
+        """Apply all changes but the speed.
+
+        Args:
+            audio: np.ndarray, shape = (N,), float32.
+            sampling_rate: samples per second.
+            random: where the changes are drawn from.
+
+        Returns:
+            np.ndarray, shape = (N,), float32, never above [`PEAK`].
+        """
         if random.random() < self.equalizer_probability:
             audio = equalize(audio, sampling_rate, self.equalizer_db, random)
         gain = 10 ** (random.uniform(*self.gain_db) / 20)
@@ -84,32 +92,37 @@ class Augmentation:
 
 
 def level(audio: np.ndarray) -> float:
-    """Root mean square of samples (N,); 0 for none."""
+    """Return the root mean square of samples, shape = (N,); 0 where there are none."""
     return math.sqrt(float(np.dot(audio, audio)) / len(audio)) if len(audio) else 0.0
 
 
 def limit(audio: np.ndarray) -> np.ndarray:
-    """Scaled down, where a sample is above [`PEAK`]."""
+    """Scale audio down where a sample exceeds [`PEAK`]."""
     peak = float(np.abs(audio).max(initial=0.0))
     return audio * np.float32(PEAK / peak) if peak > PEAK else audio
 
 
 def change_speed(audio: np.ndarray, speed: float) -> np.ndarray:
-    """Play faster (above 1) or slower: (N,) -> (N / speed,), rounded, with pitch and formants moved alike."""
+    """Play audio faster (above 1) or slower: (N,) -> (N / speed,), rounded. Pitch and formants move alike."""
     return audio if speed == 1 else soxr.resample(audio, speed, 1.0, quality="HQ")
 
 
 def equalize(audio: np.ndarray, sampling_rate: float, strength: float, random: np.random.Generator) -> np.ndarray:
-    """Filter with a random frequency response, and restore the level.
+    """Filter audio with a random frequency response, and restore the level.
 
-    Gains are uniform in ±`strength` dB at frequencies an octave apart, and in between raised cosines of the frequency's
-    logarithm. The filter has zero phase.
+    Gains are uniform in ±`strength` dB at frequencies an octave apart. In between they follow a raised cosine of the
+    logarithm of the frequency. The filter has zero phase.
 
     Args:
-        audio: (N,) float32.
+        audio: np.ndarray, shape = (N,), float32.
+        sampling_rate: samples per second.
         strength: dB; 0 changes nothing.
+        random: where the gains are drawn from.
+
+    Returns:
+        np.ndarray, shape = (N,), float32.
     """
-    padding = int(_RESPONSE_SECONDS * sampling_rate)  # what the response wraps into
+    padding = int(_RESPONSE_SECONDS * sampling_rate)  # the response wraps into this
     size = 1 << (len(audio) + padding - 1).bit_length()
     left, share, bands = _band_shares(size, sampling_rate)
     gains = random.uniform(-strength, strength, bands).astype(np.float32)
@@ -123,7 +136,7 @@ def equalize(audio: np.ndarray, sampling_rate: float, strength: float, random: n
 
 
 def draw_noise(samples: int, sampling_rate: float, color: str, random: np.random.Generator) -> np.ndarray:
-    """Gaussian noise (N,) of a color, float32, of root mean square 1. Pink and brown are flat below 20 Hz."""
+    """Draw Gaussian noise of a color: shape = (samples,), float32, of root mean square 1."""
     noise = random.standard_normal(samples, np.float32)
     if NOISE_COLORS[color]:
         noise = np.fft.irfft(np.fft.rfft(noise) * _slope(samples, sampling_rate, color), samples)
@@ -132,14 +145,14 @@ def draw_noise(samples: int, sampling_rate: float, color: str, random: np.random
 
 @functools.lru_cache(maxsize=8)
 def _slope(samples: int, sampling_rate: float, color: str) -> np.ndarray:
-    """The magnitude of each bin of the spectrum of a noise."""
+    """Return the magnitude of each bin of the spectrum of a noise."""
     frequency = np.fft.rfftfreq(samples, 1 / sampling_rate).clip(_LOWEST_NOISE)
     return (frequency ** (-NOISE_COLORS[color] / 2)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
 def _band_shares(size: int, sampling_rate: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """For each bin: the band on its left, and the share (0 to 1) that the one on its right has; the number of bands."""
+    """Return the band on the left of each bin, the share (0 to 1) of the band on its right, and the number of bands."""
     bands = max(2, math.ceil(math.log2(sampling_rate / 2 / _LOWEST_BAND)) + 1)
     frequency = np.fft.rfftfreq(size, 1 / sampling_rate).clip(_LOWEST_BAND)
     position = np.log2(frequency / _LOWEST_BAND).clip(0, bands - 1)

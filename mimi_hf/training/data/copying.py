@@ -1,10 +1,10 @@
-"""One recording as training needs it: mono, at one rate, in order; or why it is of no use.
+"""One recording as training needs it: mono, at one rate; or why it cannot be used.
 
 Letters for shapes: C channels, n samples of a block.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ import soxr
 from mimi_hf.audio import AudioBlocks, mix_channels
 from mimi_hf.corpus.sources import Example, resolve_audio
 
-# Nothing above this is silence: -60 dBFS.
+# A recording that is nowhere above this is silent: -60 dBFS.
 SILENCE = 1e-3
-# Floating-point files may pass full scale, but samples above this are no audio in [-1, 1].
+# Floating-point files may pass full scale, but above this the samples are not audio in [-1, 1].
 OUT_OF_RANGE = 8.0
-# Three samples in a row at this level, in one channel: cut off by a converter or an editor.
+# Three samples in a row at this level in one channel count as clipped.
 CLIPPED = 0.999
 # Recordings below this many seconds count as short.
 SHORT = 1.0
@@ -25,28 +25,41 @@ _BLOCK = 30.0
 
 
 class LeftOutError(Exception):
-    """A recording is of no use. `reason` is what it is counted as."""
+    """A recording cannot be used.
 
-    def __init__(self, reason: str, detail: str):
+    reason: what it is counted as in the report.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
 @dataclass
 class Copied:
-    """What became of a recording: its number of samples, and what it is counted as, besides."""
+    """A recording that was copied.
+
+    samples: how many were written.
+    traits: which of `resampled`, `stereo`, `clipped` and `short` it is.
+    """
 
     samples: int
     traits: list[str]
 
 
 def copy_recording(
-    example: Example, sampling_rate: int, min_seconds: float, write: Callable[[np.ndarray], object]
+    example: Example, sampling_rate: float, min_seconds: float, write: Callable[[np.ndarray], object]
 ) -> Copied:
-    """Give the audio of an example to `write`, block by block: float32 (n,), not limited to [-1, 1].
+    """Pass the audio of an example to `write`, block by block.
+
+    Args:
+        example: the recording.
+        sampling_rate: of the blocks that are written.
+        min_seconds: shorter recordings are refused.
+        write: called with np.ndarray, shape = (n,), float32, not limited to [-1, 1].
 
     Raises:
-        LeftOutError: it is of no use; forget what was given to `write`.
+        LeftOutError: the recording cannot be used; drop what `write` got.
         OSError, ValueError, TypeError: it cannot be read, or written.
     """
     source = resolve_audio(example)
@@ -57,7 +70,7 @@ def copy_recording(
             raise LeftOutError("empty", "There are no samples.")
         level = _Level()
         samples = 0
-        for block in _resampled(map(level.watch, blocks), blocks.sampling_rate, sampling_rate):
+        for block in _resampled(map(level.measure, blocks), blocks.sampling_rate, sampling_rate):
             samples += len(block)
             write(block)
         resampled, stereo = blocks.sampling_rate != sampling_rate, blocks.channels > 1
@@ -71,17 +84,17 @@ def copy_recording(
 
 
 class _Level:
-    """Watches the samples of a recording before they are resampled, and mixes them."""
+    """Measures the samples of a recording before they are resampled, and mixes them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.low, self.high, self.clipped = np.inf, -np.inf, False
 
     @property
     def swing(self) -> float:
-        """Half of what lies between the highest and the lowest sample: a constant is silence, too."""
+        """Half the distance of the highest and the lowest sample: 0 for a constant, which is silent, too."""
         return max(0.0, float(self.high - self.low) / 2)
 
-    def watch(self, block: np.ndarray) -> np.ndarray:
+    def measure(self, block: np.ndarray) -> np.ndarray:
         """(C, n) -> (n,)"""
         if not np.isfinite(block).all():
             raise LeftOutError("not_finite", "Its samples hold NaN or infinity.")
@@ -96,7 +109,7 @@ class _Level:
         return mono
 
 
-def _resampled(blocks, from_rate: float, to_rate: float):
+def _resampled(blocks: Iterable[np.ndarray], from_rate: float, to_rate: float) -> Iterator[np.ndarray]:
     if from_rate == to_rate:
         yield from blocks
         return

@@ -1,51 +1,51 @@
-"""Batches for training: random crops, each a function of the seed, its step and its place in the batch alone."""
+"""Batches for training: random crops. Each depends only on the seed, its step and its place in the batch."""
 
 import numbers
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mimi_hf.utils.ahead import iterate_ahead
+from mimi_hf.utils.options import check_option
 
-from .audio_cache import AudioCache, prepare
+from .audio_cache import AudioCache
 from .augmentation import MARGIN, Augmentation, change_speed, level
 
-__all__ = ["AudioCache", "Augmentation", "Crops", "prepare"]
-
-# A crop below this root mean square, -50 dBFS, is drawn again, so many times at most.
+# A crop below this root mean square, -50 dBFS, is drawn again; at most this many crops are drawn.
 QUIET = 10 ** (-50 / 20)
 _DRAWS = 8
-# Batches that are made before they are needed.
+# How many batches are made ahead.
 _AHEAD = 4
 
 
 class Crops:
-    """Random parts of the recordings of a cache.
+    """Random crops of the recordings of a cache.
 
-    Crop j of step s depends on the seed, s and j alone. So a run that goes on sees what it would have seen, and `world`
-    processes with batches of b crops see together what one with a batch of `world * b` sees: process `rank` has those
-    from `rank * b` on.
+    Crop j of step s depends only on the seed, s and j. So a resumed run sees the crops that it would have seen without
+    the interruption. And `world` processes with batches of b crops see together what one process with batches of
+    `world * b` crops sees: process `rank` has the b crops from `rank * b` on.
 
-    First a source is drawn, by `weights`; then a recording, in proportion to its length; then where the crop begins.
-    Crops below -50 dBFS are drawn again, up to seven times. Recordings shorter than a crop are followed by silence.
+    First a source is drawn, by `weights`; then a recording, in proportion to its length; then the start of the crop.
+    Crops below -50 dBFS are drawn again, up to seven times. Silence follows recordings that are shorter than a crop.
 
     Args:
-        cache: of [`prepare`].
+        cache: the recordings.
         seconds: length of a crop.
-        batch_size: crops of a batch, B.
-        seed: not negative.
-        augmentation: none by default.
-        weights: from each source of the cache to how often it is drawn from, relative to the others; each in proportion
-            to its hours by default.
+        batch_size: crops per batch, B.
+        seed: an integer, 0 or more.
+        augmentation: random changes of each crop; none by default.
+        weights: how often each source of the cache is drawn from, relative to the others. By default in proportion to
+            its hours.
 
     Attributes:
-        samples: of a crop, N.
-        short: how many recordings are shorter than a crop.
+        samples: samples per crop, N.
+        short: number of recordings that are shorter than a crop.
 
     Raises:
-        ValueError, TypeError: for sizes that are not positive, and weights that do not fit the sources.
+        ValueError, TypeError: for sizes that are not positive, and weights that do not match the sources.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Crops:
         seed: int = 0,
         augmentation: Augmentation | None = None,
         weights: dict[str, float] | None = None,
-    ):
+    ) -> None:
         self.cache, self.batch_size, self.seed = cache, _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
         self.augmentation = augmentation
         self.samples = round(seconds * cache.sampling_rate)
@@ -64,7 +64,7 @@ class Crops:
             raise ValueError(f"seconds={seconds!r} must be positive: the length of a crop.")
         lengths, sources = cache.index[:, 2], cache.index[:, 3]
         self.short = int((lengths < self.samples).sum())
-        # For each source that has recordings: their numbers, and how many samples lie in those up to each of them.
+        # For each source: the numbers of its recordings, and the running sum of their samples.
         numbers = [np.flatnonzero(sources == source) for source in range(len(cache.sources))]
         self._recordings = [(one, np.cumsum(lengths[one])) for one in numbers]
         shares = [float(ends[-1]) if len(ends) else 0.0 for _, ends in self._recordings]
@@ -74,7 +74,19 @@ class Crops:
         self._source_ends = ends / ends[-1]  # the last one is exactly 1
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Tensor:
-        """The crops of a process in a step, from 0 on: Tensor, shape = (B, 1, N), float32 in [-1, 1]."""
+        """Make the batch of a process.
+
+        Args:
+            step: the step, from 0.
+            rank: the process, below `world`.
+            world: how many processes there are.
+
+        Returns:
+            Tensor, shape = (B, 1, N), float32 in [-1, 1].
+
+        Raises:
+            ValueError, TypeError: for a step or a process that there is not.
+        """
         _whole("step", step, 0)
         if not 0 <= rank < world:
             raise ValueError(f"rank={rank} must be from 0 to below world={world}.")
@@ -82,7 +94,15 @@ class Crops:
         return torch.from_numpy(np.stack(crops)[:, None])
 
     def crop(self, step: int, number: int) -> np.ndarray:
-        """One crop, by its place among those of all processes: (N,) float32."""
+        """Make one crop.
+
+        Args:
+            step: the step, from 0.
+            number: its place among the crops of all processes.
+
+        Returns:
+            np.ndarray, shape = (N,), float32.
+        """
         seeds = np.random.SeedSequence(self.seed, spawn_key=(step, number))
         random = np.random.Generator(np.random.Philox(seeds))
         speed = 1.0 if self.augmentation is None else self.augmentation.draw_speed(random)
@@ -91,15 +111,17 @@ class Crops:
             audio = self.augmentation(audio, self.cache.sampling_rate, random)
         return audio
 
-    def iterate(self, start_step: int, steps: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """The batches of `steps` steps, from `start_step` on. A thread makes them a little before they are asked for;
-        what goes wrong there is raised here. `close()` ends it."""
+    def iterate(self, start_step: int, steps: int, rank: int = 0, world: int = 1) -> Generator[Tensor, None, None]:
+        """Give the batches of `steps` steps, from `start_step` on.
+
+        A thread makes them a little ahead. Its errors are raised here. `close()` ends it.
+        """
         return iterate_ahead(
             (self.batch(step, rank, world) for step in range(start_step, start_step + steps)), ahead=_AHEAD
         )
 
     def _draw(self, random: np.random.Generator, speed: float) -> np.ndarray:
-        """Part of a recording, at a speed, (N,): the first one drawn that is no silence, or the last one."""
+        """Draw a part of a recording, (N,), at a speed: the first that is not too quiet, or the last."""
         needed = round(self.samples * speed)
         for _ in range(_DRAWS):
             recordings, ends = self._recordings[int(np.searchsorted(self._source_ends, random.random(), "right"))]
@@ -111,7 +133,7 @@ class Crops:
         return np.pad(audio, (0, self.samples - len(audio)))
 
     def _cut(self, recording: int, start: int, needed: int, speed: float) -> np.ndarray:
-        """A crop, or what there is of it: (n,), n <= N."""
+        """Read a crop: (n,), n < N where the recording ends."""
         if speed == 1:
             return self.cache.read(recording, start, needed)
         before = min(start, MARGIN)
@@ -120,16 +142,15 @@ class Crops:
         return audio[first : first + self.samples]
 
 
-def _whole(name: str, value, least: int) -> int:
+def _whole(name: str, value: Any, least: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be a whole number.")
-    if value < least:
-        raise ValueError(f"{name}={value!r} must be at least {least}.")
+    check_option(value >= least, name, value, f"at least {least}")
     return int(value)
 
 
 def _check_weights(weights: dict[str, float], samples: dict[str, float]) -> list[float]:
-    """The weights in the order of the sources, from source to samples that it has."""
+    """Return the weights in the order of the sources. `samples` says how many samples each source has."""
     if set(weights) != set(samples):
         raise ValueError(f"weights are given for {sorted(weights)}, but the sources are {sorted(samples)}: name each.")
     for source, weight in weights.items():

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimi_hf.training.checks import check
+from mimi_hf.utils.options import check_option
 
 
 class GradientBalancer:
@@ -36,9 +36,9 @@ class GradientBalancer:
 
     def __init__(self, weights: dict[str, float], decay: float = 0.999, total_norm: float = 1.0):
         for name, weight in weights.items():
-            check(weight > 0, f"weights[{name!r}]", weight, "positive; leave out a loss that does not count")
-        check(0 <= decay < 1, "decay", decay, "at least 0 and below 1")
-        check(total_norm > 0, "total_norm", total_norm, "positive")
+            check_option(weight > 0, f"weights[{name!r}]", weight, "positive; leave out a loss that does not count")
+        check_option(0 <= decay < 1, "decay", decay, "at least 0 and below 1")
+        check_option(total_norm > 0, "total_norm", total_norm, "positive")
         self.weights, self.decay, self.total_norm = dict(weights), decay, total_norm
         # Moving averages, and how many norms each has seen.
         self._averages: dict[str, Tensor] = {}

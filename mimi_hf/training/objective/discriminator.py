@@ -12,8 +12,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mimi_hf.codec.losses import FLOOR, stft
-from mimi_hf.configuration_mimi import _is_size
-from mimi_hf.training.checks import check
+from mimi_hf.configuration_mimi import is_size
+from mimi_hf.utils.options import check_option
 
 
 class MimiDiscriminatorConfig(PreTrainedConfig):
@@ -83,16 +83,16 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Refuse what no discriminator can be built of."""
         for name in ("sampling_rate", "audio_channels", "filters", "stride"):
-            check(_is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
+            check_option(is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
         for name in ("windows", "kernel_size", "dilations"):
             values = getattr(self, name)
-            fits = isinstance(values, list) and all(map(_is_size, values)) and values
-            check(fits, name, values, "a list of positive integers")
-        check(all(size % 4 == 0 for size in self.windows), "windows", self.windows, "multiples of 4")
+            fits = isinstance(values, list) and all(map(is_size, values)) and values
+            check_option(fits, name, values, "a list of positive integers")
+        check_option(all(size % 4 == 0 for size in self.windows), "windows", self.windows, "multiples of 4")
         fits = len(self.kernel_size) == 2 and all(size % 2 for size in self.kernel_size)
-        check(fits, "kernel_size", self.kernel_size, "two odd numbers, of taps over time and frequency")
+        check_option(fits, "kernel_size", self.kernel_size, "two odd numbers, of taps over time and frequency")
         fits = isinstance(self.compression, int | float) and 0 < self.compression <= 1
-        check(fits, "compression", self.compression, "above 0, at most 1")
+        check_option(fits, "compression", self.compression, "above 0, at most 1")
 
 
 @dataclass

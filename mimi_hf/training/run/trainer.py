@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from mimi_hf.training.config import TrainingConfig
-from mimi_hf.training.data.crops import Crops, prepare
-from mimi_hf.training.objective.objective import Objective, discriminator_loss
+from mimi_hf.training.data.crops import Crops
+from mimi_hf.training.data.preparation import prepare
+from mimi_hf.training.objective.weighted_losses import Objective, discriminator_loss
 from mimi_hf.utils.files import written_beside
 
 from .checkpoints import Checkpoints
 from .initialization import initialize
-from .logs import RunLog
-from .models import TrainedModel
 from .optimizers import WeightAverage, make_optimizers
+from .run_log import RunLog
+from .trained_model import TrainedModel
 from .validation import NEVER, Validation
 
 logger = logging.getLogger(__name__)

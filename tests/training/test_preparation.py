@@ -18,8 +18,9 @@ import torch
 from support.corpora import tone, write_audio, write_clips
 
 from mimi_hf.audio import read_audio
-from mimi_hf.training.data.audio_cache import LEFT_OUT, AudioCache, prepare
+from mimi_hf.training.data.audio_cache import AudioCache
 from mimi_hf.training.data.crops import Crops
+from mimi_hf.training.data.preparation import LEFT_OUT, prepare
 
 RATE = 24_000
 
@@ -283,14 +284,14 @@ def test_a_damaged_cache_is_prepared_again(tmp_path):
 
 KILLED = """
 import itertools, os, signal, sys
-from mimi_hf.training.data import audio_cache
-copy, copied = audio_cache.copy_recording, itertools.count()
+from mimi_hf.training.data import preparation
+copy, copied = preparation.copy_recording, itertools.count()
 def copy_or_die(*args):
     if next(copied) == 200:
         os.kill(os.getpid(), signal.SIGKILL)
     return copy(*args)
-audio_cache.copy_recording = copy_or_die
-audio_cache.prepare([sys.argv[1]], sys.argv[2], threads=2)
+preparation.copy_recording = copy_or_die
+preparation.prepare([sys.argv[1]], sys.argv[2], threads=2)
 """
 
 
@@ -319,7 +320,7 @@ def test_failing_disks_are_no_bad_data(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mimi_hf.training.data.audio_cache.copy_recording", fail)
+        patch.setattr("mimi_hf.training.data.preparation.copy_recording", fail)
         with pytest.raises(OSError, match="No space"):
             prepare([str(folder)], tmp_path / "cache")
     assert len(prepare([str(folder)], tmp_path / "cache")) == 4
