@@ -27,6 +27,7 @@ PAGES = [
     ROOT / "mimi_hf" / "assets" / "README.md",
     ROOT / "model_card" / "samples" / "README.md",
     *sorted((ROOT / "recipes").rglob("README.md")),
+    *sorted((ROOT / "examples").rglob("README.md")),
 ]
 _INLINE_COMMAND = re.compile(r"`mimi-hf ([^`]+)`")
 
