@@ -82,7 +82,7 @@ class ModelChoice:
 
         from .configuration_mimi import MimiConfig
 
-        folder = os.path.isdir(self.place)
+        folder = Path(self.place).is_dir()
         with self._explained():
             file = f"{self.place}/config.json" if folder else None
             path = Path(file or cached_file(self.place, "config.json", revision=self.revision) or "")
@@ -130,7 +130,7 @@ class ModelChoice:
         try:
             yield
         except OSError as error:
-            if os.path.isdir(self.place):
+            if Path(self.place).is_dir():
                 raise OSError(f"The model {self.name} cannot be loaded: {error}") from error
             raise OSError(_MISSING.format(name=self.name)) from error
         # AssertionError: torch was built without CUDA.
