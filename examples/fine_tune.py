@@ -1,11 +1,11 @@
-"""Fine-tune Mimi on a voice: its decoder learns, the codes stay the same, and the quality is measured before and after.
+"""Fine-tune Mimi on a voice: the decoder learns it, the codes stay the same, and quality is measured before and after.
 
     python examples/fine_tune.py my-recordings --validation other-recordings --steps 300
 
-Only the decoder is trained, so codes that were made before stay valid. The validation recordings are of the same voice,
-and the model never learns from them. The best model by these is saved in `OUTPUT/best`, the last one in `OUTPUT/model`;
-both load with `MimiModel.from_pretrained`. The defaults take about a minute on two cores. `mimi-hf train` does the same
-from a YAML file; `recipes/fine_tuning` walks through it.
+Only the decoder is trained, so existing codes stay valid. `--validation` names recordings of the same voice that the
+model does not learn from; without it, the quality on the training recordings is shown. `OUTPUT/best` holds the model
+that was best on them, `OUTPUT/model` the last one; both load with `MimiModel.from_pretrained`. The defaults take about
+a minute on two cores. `mimi-hf train` does the same from a YAML file; `recipes/fine_tuning` explains each step.
 """
 
 import argparse
