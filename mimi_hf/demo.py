@@ -12,7 +12,7 @@ from .audio import AudioBlocks, write_blocks
 from .bitstream import BitstreamReader
 from .evaluation.metrics import METRICS, score
 from .evaluation.picture import draw_spectrograms
-from .inference.mimi_files import EncodeOptions, decode_file, encode_file
+from .inference import EncodeOptions, decode_file, encode_file
 from .utils.files import check_replaceable, written_beside
 from .utils.png import encode_png, enlarge, wheel_colors
 

@@ -30,7 +30,6 @@ NOT_YET: dict[str, set[str]] = {
         "mimi_hf/corpus/",
         "mimi_hf/demo.py",
         "mimi_hf/evaluation/",
-        "mimi_hf/inference/",
         "mimi_hf/training/",
         "mimi_hf/utils/workers.py",
         "model_card/",

@@ -69,7 +69,7 @@ def decode(
     if to_file and Path(output).suffix.lower() not in WRITABLE:
         raise typer.BadParameter(f"OUT is {output!r}, but must end in one of {', '.join(WRITABLE)}, or be -.")
 
-    from mimi_hf.inference.mimi_files import DecodeOptions, decode_file
+    from mimi_hf.inference import DecodeOptions, decode_file
 
     try:
         options = DecodeOptions(num_quantizers, start, duration, any_model, sample_format, not raw)

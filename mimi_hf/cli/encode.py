@@ -70,7 +70,7 @@ def encode(
         raise typer.BadParameter("--raw is for a pipe or one file, but IN is a folder.")
 
     from mimi_hf.audio import PCM
-    from mimi_hf.inference.mimi_files import EncodeOptions, encode_file
+    from mimi_hf.inference import EncodeOptions, encode_file
 
     try:
         pcm = PCM(24_000 if rate is None else rate, channels or 1, sample_format) if raw else None

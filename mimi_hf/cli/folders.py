@@ -29,7 +29,7 @@ Outcome = tuple[Path, Any, str | None]
 
 @dataclass(frozen=True)
 class FileTask:
-    """What the processes do: `function(model, source, output, options, digest=…)` of `mimi_hf.inference.mimi_files`."""
+    """What the processes do: `function(model, source, output, options, digest=…)` of `mimi_hf.inference`."""
 
     function: Callable
     options: Any

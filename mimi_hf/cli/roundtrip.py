@@ -67,7 +67,7 @@ def _run(source, output, model, num_quantizers, device, dtype, quiet):
     from rich.console import Console
     from rich.progress import Progress
 
-    from mimi_hf.inference.roundtrip import roundtrip as run
+    from mimi_hf.inference.round_trip import roundtrip as run
 
     console = Console(stderr=True, quiet=quiet)
     with console.status(loading_message(model)):

@@ -1,1 +1,19 @@
-"""Recordings through a model, one way for all."""
+"""Recordings through a model, one way for all: files, batches, round trips."""
+
+from .mimi_files import decode_file, encode_file
+from .options import DecodeOptions, DecodeReport, EncodeOptions, EncodeReport
+from .recordings import decode_codes, encode_blocks
+from .round_trip import RoundtripReport, roundtrip
+
+__all__ = [
+    "DecodeOptions",
+    "DecodeReport",
+    "EncodeOptions",
+    "EncodeReport",
+    "RoundtripReport",
+    "decode_codes",
+    "decode_file",
+    "encode_blocks",
+    "encode_file",
+    "roundtrip",
+]

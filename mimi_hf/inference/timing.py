@@ -17,6 +17,33 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
+class Stopwatch:
+    """Sums the seconds of `with` blocks, each until the device has done its work.
+
+    seconds: of all blocks so far.
+
+    Example:
+
+        >>> watch = Stopwatch("cpu")
+        >>> with watch:
+        ...     total = sum(range(1000))
+        >>> watch.seconds > 0
+        True
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device, self.seconds = device, 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        synchronize(self.device)
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        synchronize(self.device)
+        self.seconds += time.perf_counter() - self._begin
+
+
 def describe_machine(device: torch.device | str = "cpu") -> dict:
     """What ran where: processor, threads, versions, date, and the settings of malloc, which change figures a lot."""
     device = torch.device(device)

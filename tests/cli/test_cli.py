@@ -15,7 +15,7 @@ from support.tiny import make_model
 from typer.testing import CliRunner
 
 from mimi_hf.cli import app
-from mimi_hf.inference.roundtrip import roundtrip
+from mimi_hf.inference.round_trip import roundtrip
 from mimi_hf.loading import ModelChoice
 
 
@@ -65,7 +65,7 @@ def test_a_roundtrip_that_is_stopped_leaves_nothing(recording, checkpoint, tmp_p
     def stopped(model, source, output, num_quantizers, progress):
         return roundtrip(model, source, output, num_quantizers, lambda part: os.kill(os.getpid(), number))
 
-    monkeypatch.setattr("mimi_hf.inference.roundtrip.roundtrip", stopped)
+    monkeypatch.setattr("mimi_hf.inference.round_trip.roundtrip", stopped)
     before = list(tmp_path.iterdir())
     result = run("roundtrip", recording, tmp_path / "back.wav", "--model", checkpoint)
     assert result.exit_code == 128 + number
@@ -76,7 +76,7 @@ def test_a_roundtrip_that_is_stopped_leaves_nothing(recording, checkpoint, tmp_p
 def test_roundtrip_equals_the_model(recording, checkpoint, tmp_path, monkeypatch, chunk_frames):
     from mimi_hf import MimiFeatureExtractor
 
-    monkeypatch.setattr("mimi_hf.inference.roundtrip.CHUNK_FRAMES", chunk_frames)
+    monkeypatch.setattr("mimi_hf.inference.round_trip.CHUNK_FRAMES", chunk_frames)
     model = make_model()
     done = []
     report = roundtrip(model, recording, tmp_path / "back.wav", num_quantizers=4, progress=done.append)

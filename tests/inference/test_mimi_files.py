@@ -22,7 +22,7 @@ from mimi_hf.bitstream import BitstreamError, BitstreamReader, Header, read_mimi
 from mimi_hf.cli import app
 from mimi_hf.cli import folders as batch
 from mimi_hf.cli.folders import FileTask, mirror
-from mimi_hf.inference.mimi_files import DecodeOptions, EncodeOptions, decode_file, encode_file
+from mimi_hf.inference import DecodeOptions, EncodeOptions, decode_file, encode_file
 
 MIMI_HF = [sys.executable, "-c", "from mimi_hf.cli import main; main()"]
 SIZES = {"upsampling_ratios": [8, 6, 5, 4], "sliding_window": 4, "num_hidden_layers": 1}

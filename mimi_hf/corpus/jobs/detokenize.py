@@ -20,6 +20,7 @@ from mimi_hf.corpus.reading import LONG, check_device, describe, isolate_failure
 from mimi_hf.corpus.sources import Example
 from mimi_hf.corpus.sources.codes import CodesSource
 from mimi_hf.inference.batches import check_batch_seconds, decode_all, default_batch_seconds, group_in_order
+from mimi_hf.inference.recordings import decode_codes
 from mimi_hf.loading import ModelChoice
 
 from .dataset_card import detokenized_card
@@ -166,7 +167,8 @@ class DetokenizeJob(Job[AudioReport]):
                     if example.codes is None:
                         raise ValueError(example.error)
                     if self._seconds(example) > LONG:
-                        blocks = self._decode_long(model, example.codes)
+                        codes = torch.from_numpy(example.codes[None, : self.num_quantizers])
+                        blocks = decode_codes(model.decoder_stream(), codes.split(_LONG_PUSH, dim=2))
                     else:
                         result = next(results)
                         if isinstance(result, Exception):
@@ -183,13 +185,6 @@ class DetokenizeJob(Job[AudioReport]):
 
     def _seconds(self, example: Example) -> float:
         return 0.0 if example.codes is None else example.codes.shape[1] * self.frame_size / self.sampling_rate
-
-    def _decode_long(self, model, codes: np.ndarray) -> Iterator[np.ndarray]:
-        stream = model.decoder_stream()
-        codes = codes[: self.num_quantizers]
-        for start in range(0, codes.shape[1], _LONG_PUSH):
-            piece = torch.from_numpy(codes[None, :, start : start + _LONG_PUSH]).to(model.device)
-            yield stream.push(piece)[0].float().cpu().numpy()
 
     def _write(self, path: Path, blocks: Iterable[np.ndarray], num_samples: int | None) -> int:
         written = 0

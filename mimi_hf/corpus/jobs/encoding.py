@@ -14,7 +14,6 @@ from mimi_hf.corpus.reading import (
     Recording,
     check_damage,
     check_device,
-    check_finite,
     describe,
     gather,
     isolate_failures,
@@ -23,6 +22,7 @@ from mimi_hf.corpus.reading import (
 )
 from mimi_hf.corpus.sources import Example
 from mimi_hf.inference.batches import check_batch_seconds, code_dtype, default_batch_seconds, encode_all
+from mimi_hf.inference.recordings import encode_blocks
 from mimi_hf.utils.ahead import iterate_ahead, map_ahead
 
 if TYPE_CHECKING:
@@ -127,19 +127,19 @@ def encode_examples(
                 yield Encoded(recording.example, reason=recording.reason)
 
 
-def _encode_long(model, example: Example, num_quantizers, progress) -> Encoded:
-    """As a stream, in constant memory."""
+def _encode_long(
+    model: MimiModel, example: Example, num_quantizers: int | None, progress: Callable[[float], None]
+) -> Encoded:
+    """Encode an example as a stream, in constant memory."""
     config = model.config
     stream = model.encoder_stream(num_quantizers=num_quantizers)
     pieces, num_samples = [], 0
     try:
         with open_blocks(example, config.sampling_rate, config.audio_channels, _LONG_PUSH) as blocks:
-            for block in iterate_ahead(blocks):
-                chunk = torch.from_numpy(check_finite(block))[None].to(model.device, model.dtype)
-                pieces.append(stream.push(chunk))
-                num_samples += block.shape[1]
-                progress(block.shape[1] / config.sampling_rate)
-        pieces.append(stream.flush().audio_codes)
+            for codes, done in encode_blocks(stream, iterate_ahead(blocks), "it"):
+                pieces.append(codes)
+                progress((done - num_samples) / config.sampling_rate)
+                num_samples = done
     except UNREADABLE as error:
         check_device(error)
         progress(-num_samples / config.sampling_rate)
