@@ -29,6 +29,7 @@ PAGES = [
     *sorted((ROOT / "recipes").rglob("README.md")),
     *sorted((ROOT / "examples").rglob("README.md")),
 ]
+_INLINE_PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/(?:[\w.-]+\.(?:py|md|json|yaml))?)`")
 _INLINE_COMMAND = re.compile(r"`mimi-hf ([^`]+)`")
 
 
@@ -119,6 +120,15 @@ def test_links_lead_somewhere(page):
         assert file.exists(), f"{target}: there is no {file}"
         if anchor:
             assert anchor in anchors(file), f"{target}: {file.name} has no such heading"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_files_that_a_page_names_exist(page):
+    places = (ROOT, ROOT / "mimi_hf", page.parent)
+    for path in _INLINE_PATH.findall(page.read_text(encoding="utf-8")):
+        top = path.split("/")[0]
+        if any((place / top).exists() for place in places):  # others are those of a user
+            assert any((place / path).exists() for place in places), f"{name_of(page)} names {path}"
 
 
 def anchors(page: Path) -> set[str]:
