@@ -1,1 +1,1 @@
-"""Corpora as jobs of shards."""
+"""The jobs: audio to codes, codes to audio, each cut into shards."""

@@ -1,14 +1,15 @@
-"""The README.md of a corpus: YAML that tells `datasets.load_dataset` what to open, and what a reader asks."""
+"""The README.md of a corpus: YAML that tells `datasets.load_dataset` what to open, and facts for its readers."""
 
 import json
+from typing import Any
 
 
-def tokenized_card(settings: dict, source: dict, totals: dict | None) -> str:
-    """The card of a tokenized corpus.
+def tokenized_card(settings: dict[str, Any], source: dict[str, Any], totals: dict[str, Any] | None) -> str:
+    """Make the card of a tokenized corpus.
 
     Args:
         settings: of the job.
-        source: as the source describes itself.
+        source: the source's description of itself.
         totals: of the finished corpus; `None` while shards are missing.
     """
     lines = [*_front("audio-tokens", "data/*.parquet", totals), "# Speech as Mimi codes", ""]
@@ -46,8 +47,8 @@ def tokenized_card(settings: dict, source: dict, totals: dict | None) -> str:
     return "\n".join(lines)
 
 
-def detokenized_card(settings: dict, source: dict, totals: dict | None) -> str:
-    """The card of a corpus that was decoded; arguments as for [`tokenized_card`]."""
+def detokenized_card(settings: dict[str, Any], source: dict[str, Any], totals: dict[str, Any] | None) -> str:
+    """Make the card of a decoded corpus; arguments as for [`tokenized_card`]."""
     lines = _front("audio", "data/*.parquet" if settings["as_parquet"] else None, totals)
     lines += [
         "# Speech decoded from Mimi codes",
