@@ -24,7 +24,7 @@ from mimi_hf.audio import read_audio
 from mimi_hf.corpus.sources import Example, open_source, resolve_audio
 from mimi_hf.corpus.sources.base import as_audio, is_damage
 from mimi_hf.corpus.sources.columns import conform
-from mimi_hf.corpus.sources.hub import _is_damage_behind_url, _own_audio
+from mimi_hf.corpus.sources.hub import as_own_audio, is_damage_behind_url
 from mimi_hf.corpus.sources.locations import Files, expand_braces, open_binary
 from mimi_hf.utils.remote import is_absent
 
@@ -694,10 +694,10 @@ def test_hub_rows_may_name_only_files_of_their_own(tmp_path, memory):
     assert resolve_audio(good) == f"{os.path.realpath(tmp_path)}/a.wav"
     assert all("may only name files in it" in example.error for example in bad)
     root = "hf://datasets/user/name@" + "1" * 40
-    assert _own_audio("x/a.wav", root) == _own_audio(f"{root}/x/a.wav", root) == f"{root}/x/a.wav"
+    assert as_own_audio("x/a.wav", root) == as_own_audio(f"{root}/x/a.wav", root) == f"{root}/x/a.wav"
     for name in (*names[1:], f"{root}/../other/a.wav", f"{root}0/a.wav", "hf://datasets/user/other/a.wav"):
         with pytest.raises(ValueError, match=r"may only name|must not name"):
-            _own_audio(name, root)
+            as_own_audio(name, root)
     for name in ("/etc/hostname", "file:///etc/hostname"):  # from parquet files and manifests on the Hub, too
         with pytest.raises(ValueError, match="must not name"):
             as_audio(name, "hf://datasets/user/name/data")
@@ -864,8 +864,8 @@ def test_absence_as_clients_tell_of_it():
     unknown += [PermissionError("x"), chained(ConnectionError()), chained(chained(TimeoutError())), KeyError("x")]
     assert all(map(is_absent, absent))
     assert not any(map(is_absent, unknown))
-    assert all(map(_is_damage_behind_url, [*absent, pa.ArrowInvalid("x"), OSError("of pyarrow")]))
-    assert not any(map(_is_damage_behind_url, unknown))
+    assert all(map(is_damage_behind_url, [*absent, pa.ArrowInvalid("x"), OSError("of pyarrow")]))
+    assert not any(map(is_damage_behind_url, unknown))
 
 
 def test_resolve_audio_refuses_what_is_no_regular_file(tmp_path):

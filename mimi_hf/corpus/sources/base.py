@@ -1,4 +1,4 @@
-"""What all sources have in common."""
+"""What sources have in common: examples, the interface of a source, and which errors are damage."""
 
 import errno
 import io
@@ -19,11 +19,11 @@ from mimi_hf.utils.files import printable
 
 from .locations import is_url, join, read_binary
 
-# What is opened as an audio file, whatever its case.
+# Extensions of audio files, in any case.
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
 
 _LOCAL_URL = re.compile("^(file|local)://")
-# WAV files hold the rate in 32 bits, of which soundfile leaves one to the sign.
+# WAV files hold the rate in 32 bits; soundfile takes one of them for the sign.
 _HIGHEST_RATE = 2**31 - 1
 
 
@@ -32,13 +32,13 @@ class Example:
     """One recording of a source.
 
     Attributes:
-        id: unique in the source, and the same in every run and on every machine.
+        id: unique in the source; the same in every run and on every machine.
         audio: a path, the URL of a file, the bytes of an audio file, or `{"array": …, "sampling_rate": …}`;
-            [`resolve_audio`] gives what can be read. `None` where there is an `error`.
-        columns: what else the source says of it; for types see [`Source.schema`].
-        start, duration: the part of the audio that is meant, in seconds; to the end where `duration` is `None`.
-        error: why the source cannot give this example, where it cannot.
-        codes: np.ndarray of shape (K, F), int64, in place of audio; from a source of codes alone.
+            [`resolve_audio`] makes it readable. `None` if there is an `error`, or if there are codes.
+        columns: the other values of the source; for their types see [`Source.schema`].
+        start, duration: the part of the audio to use, in seconds; a `duration` of `None` means to the end.
+        error: why the source cannot give this example; `None` if it can.
+        codes: np.ndarray of shape (K, F), int64, in place of audio: of a [`CodesSource`] alone.
     """
 
     id: str
@@ -53,47 +53,54 @@ class Example:
 class Source(ABC):
     """Many examples, cut into shards that any process can read by itself.
 
-    A source is small when pickled, so that it can be sent to other processes and machines: what its constructor found
-    out goes along, what lies in attributes that begin with `_` is found out again where it is needed.
+    A source is small when pickled, for other processes and machines: public attributes are pickled, attributes that
+    begin with `_` are computed again when they are needed.
     """
 
     kind: ClassVar[str]
 
     @abstractmethod
-    def describe(self) -> dict:
-        """What this source is, for a manifest: values that JSON knows, equal for equal sources."""
+    def describe(self) -> dict[str, Any]:
+        """Describe this source for a manifest, JSON-able: equal sources have equal descriptions."""
 
     @abstractmethod
-    def shards(self, shard_size: int) -> list[dict]:
+    def shards(self, shard_size: int) -> list[dict[str, Any]]:
         """Cut the source into shards of about `shard_size` examples, without decoding any audio.
 
         Returns:
-            Descriptions of shards, made of values that JSON knows. Always the same for the same files.
+            Descriptions of shards, JSON-able. They are always the same for the same files.
+
+        Raises:
+            ValueError: `shard_size` is not a positive integer.
         """
 
     @abstractmethod
-    def read(self, shard: dict) -> Iterator[Example]:
-        """The examples of one shard, always in the same order."""
+    def read(self, shard: dict[str, Any]) -> Iterator[Example]:
+        """Read the examples of one shard, always in the same order. Bad ones have an `error`.
+
+        Raises:
+            OSError: a network or a disk failed.
+        """
 
     @abstractmethod
     def schema(self) -> pa.Schema:
         """The names and types of `Example.columns`, for all shards. No column is called `id`."""
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 def resolve_audio(example: Example) -> str | bytes:
-    """The audio of an example as whatever reads audio takes it: the path or the bytes of a file.
+    """Turn the audio of an example into the path or the bytes of a file.
 
-    What lies behind a URL becomes bytes, and so does a file whose name is not UTF-8, which soundfile cannot open. An
-    array becomes a WAV file of 32-bit floats.
+    The content of a URL becomes bytes. So does a file whose name is not UTF-8, as soundfile cannot open it. An array
+    becomes a WAV file of 32-bit floats.
 
     Raises:
-        ValueError: the source could not give this example, its array is no audio, or its path is one of a folder, a
-            device or a pipe.
+        ValueError: the source could not give this example, its array is no audio, or its path is a folder, a device or
+            a pipe.
         FileNotFoundError: there is no such file.
-        OSError: the file cannot be fetched, which may be different another time.
+        OSError: the file cannot be fetched now; another try may succeed.
 
     Example:
 
@@ -116,28 +123,37 @@ def _wav(array: np.ndarray, sampling_rate: int | None) -> bytes:
     """A WAV file of audio (N,) or (C, N)."""
     import soundfile
 
-    is_rate = isinstance(sampling_rate, numbers.Real) and 1 <= sampling_rate <= _HIGHEST_RATE
-    if not is_rate or array.dtype.kind != "f" or array.ndim not in (1, 2):
+    rate = float(sampling_rate) if isinstance(sampling_rate, numbers.Real) else 0.0
+    if not 1 <= rate <= _HIGHEST_RATE or array.dtype.kind != "f" or array.ndim not in (1, 2):
         raise ValueError(
             f"An array of {array.dtype}, of shape {array.shape}, with the sampling rate {sampling_rate!r}: floating"
             " point in [-1, 1], the shape (samples,) or (channels, samples), and a rate are needed."
         )
     file = io.BytesIO()
     try:
-        soundfile.write(file, array.T.astype(np.float32), round(sampling_rate), format="WAV", subtype="FLOAT")
+        soundfile.write(file, array.T.astype(np.float32), round(rate), format="WAV", subtype="FLOAT")
     except soundfile.SoundFileError as error:
         raise ValueError(f"An array of shape {array.shape} at {sampling_rate} Hz is no audio ({error}).") from error
     return file.getvalue()
 
 
 def check_shard_size(shard_size: int) -> int:
+    """Return `shard_size`.
+
+    Raises:
+        ValueError: it is not a positive integer.
+    """
     if not isinstance(shard_size, numbers.Integral) or isinstance(shard_size, bool) or shard_size < 1:
         raise ValueError(f"shard_size={shard_size!r} must be a whole number of examples, at least 1; try 1000.")
     return int(shard_size)
 
 
-def as_audio(value, root: str) -> str | bytes | dict:
-    """`Example.audio` of the value of a column; paths are relative to the folder or URL `root`."""
+def as_audio(value: Any, root: str) -> str | bytes | dict[str, Any]:
+    """Turn the value of a column into `Example.audio`; paths are relative to the folder or URL `root`.
+
+    Raises:
+        ValueError: it holds no audio, or data of the Hub names a file of this machine.
+    """
     if isinstance(value, dict):
         if value.get("array") is not None:
             return {"array": np.asarray(value["array"]), "sampling_rate": value.get("sampling_rate")}
@@ -154,10 +170,10 @@ def as_audio(value, root: str) -> str | bytes | dict:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether `error` tells of bytes that are wrong or absent, and not, for example, of a network that is down.
+    """Whether `error` means that bytes are wrong or absent, and not, for example, that a network is down.
 
-    Damage is the fault of one example and will be there the next time; all else should stop the work on a shard, so
-    that it can be done again. What lies behind URLs raises no PermissionError, see [`mimi_hf.utils.remote`].
+    Damage belongs to one example, and another try would find it again. Any other error should stop the work on a shard,
+    so that it is done again. URLs raise no PermissionError, see [`mimi_hf.utils.remote`].
     """
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return True
@@ -168,5 +184,5 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, (ValueError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException))
 
 
-# What may be damage, to catch and ask `is_damage`.
+# Errors that may be damage: catch them, then ask `is_damage`.
 DAMAGE = (ValueError, EOFError, OSError, tarfile.TarError, zlib.error, pa.ArrowException)

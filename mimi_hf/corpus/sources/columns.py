@@ -1,13 +1,14 @@
-"""The columns that a source keeps, and the types of values that come without any."""
+"""The columns that a source keeps, and types for values that come without one."""
 
 import json
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
-# Lists and objects that are nested deeper than this are kept as JSON.
+# Lists and objects that are nested deeper become JSON.
 _MOST_NESTED = 8
 
 _SCALARS = {type(None): pa.null(), bool: pa.bool_(), float: pa.float64(), str: pa.string()}
@@ -16,15 +17,25 @@ _INTEGER = pa.int64()
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are kept, from names in the source to fields of the result, and the conversion of values."""
+    """The columns to keep, and the conversion of their values.
+
+    Attributes:
+        fields: for each name in the source, the field of the result.
+    """
 
     fields: dict[str, pa.Field]
 
     @classmethod
-    def choose(cls, present: pa.Schema, wanted: list[str] | None, leave_out: Iterable[str | None], location: str):
-        """Those that are `wanted`, or all but `leave_out`.
+    def choose(
+        cls, present: pa.Schema, wanted: list[str] | None, leave_out: Iterable[str | None], location: str
+    ) -> "Columns":
+        """Choose the `wanted` columns; all but `leave_out` if that is `None`.
 
-        `id` belongs to the examples themselves; a column of that name is kept as `source_id`.
+        A column `id` becomes `source_id`, as `id` is that of the example.
+
+        Raises:
+            TypeError: `wanted` is no list.
+            ValueError: there is no such column.
         """
         if isinstance(wanted, str):
             raise TypeError(f"columns={wanted!r} must be a list of names, for example [{wanted!r}].")
@@ -44,15 +55,20 @@ class Columns:
 
     @property
     def schema(self) -> pa.Schema:
+        """The fields of the result."""
         return pa.schema(list(self.fields.values()))
 
-    def of(self, row: dict) -> dict:
-        """The kept columns of a row: what is absent becomes `None`."""
+    def of(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Take the kept columns of a row; a missing value becomes `None`.
+
+        Raises:
+            ValueError: as [`conform`].
+        """
         return {field.name: conform(row.get(name), field.type) for name, field in self.fields.items()}
 
 
-def type_of(value, depth: int = 0) -> pa.DataType:
-    """The type of a value that was read from JSON."""
+def type_of(value: Any, depth: int = 0) -> pa.DataType:
+    """Find the type of a value that was read from JSON."""
     if type(value) in _SCALARS:
         return _SCALARS[type(value)]
     if isinstance(value, int):
@@ -68,7 +84,7 @@ def type_of(value, depth: int = 0) -> pa.DataType:
 
 
 def merge(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type for values of both types: text (JSON) where there is no other.
+    """Find the type for values of both types: text (JSON) if there is no other.
 
     Example:
 
@@ -92,7 +108,7 @@ def merge(first: pa.DataType, second: pa.DataType) -> pa.DataType:
 
 
 def storable(kind: pa.DataType) -> pa.DataType:
-    """`kind` as a parquet file holds it: text in place of empty structs and of columns without any value."""
+    """Find the type in which a parquet file holds `kind`: text for empty structs, and for columns without any value."""
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_list(kind):
@@ -104,11 +120,11 @@ def storable(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def conform(value, kind: pa.DataType):
-    """A value as one that Arrow takes for `kind`, where the types of several values were merged.
+def conform(value: Any, kind: pa.DataType) -> Any:
+    """Convert a value to the type that its column has after [`merge`].
 
     Raises:
-        ValueError: it is none of that type, as files of one data set may differ.
+        ValueError: it does not fit that type: files of one data set may differ.
 
     Example:
 
@@ -117,13 +133,13 @@ def conform(value, kind: pa.DataType):
     """
     try:
         converted = _convert(value, kind)
-        pa.array([converted], kind)  # as will be done with it, where an error would cost the other rows, too
+        pa.array([converted], kind)  # an error later would cost the other rows as well
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{reprlib.repr(value)} is not of the type {kind} of its column ({error}).") from error
     return converted
 
 
-def _convert(value, kind: pa.DataType):
+def _convert(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
     if pa.types.is_string(kind):
@@ -140,7 +156,11 @@ def _convert(value, kind: pa.DataType):
 
 
 def unify(schemas: dict[str, pa.Schema], wanted: list[str] | None, location: str) -> pa.Schema:
-    """One schema for all files; refuses types of columns that contradict each other, if they are `wanted`."""
+    """Join the schemas of all files.
+
+    Raises:
+        ValueError: a column has types that contradict each other, and is `wanted`.
+    """
     types: dict[str, pa.DataType] = {}
     for file, schema in schemas.items():
         for field in schema:
@@ -156,7 +176,7 @@ def unify(schemas: dict[str, pa.Schema], wanted: list[str] | None, location: str
 
 
 def _promote(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type that holds values of both; raises where Arrow knows none."""
+    """The type that holds values of both; raises if Arrow knows none."""
     if first == second:
         return first
     schemas = [pa.schema({"column": kind}) for kind in (first, second)]

@@ -1,6 +1,7 @@
 """A folder of audio files."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,9 +12,9 @@ from .locations import Files
 
 
 class FolderSource(Source):
-    """All audio files in a folder and the folders in it, one example each: its id is its path in the folder.
+    """All audio files in a folder and its subfolders, one example each: its id is its path in the folder.
 
-    A file is an example by its extension; whether it can be read is found out where that is done.
+    Files are recognised by their extension. Whether they can be read is found out later.
     """
 
     kind = "folder"
@@ -22,17 +23,21 @@ class FolderSource(Source):
         self.files = files
         files.select(AUDIO_EXTENSIONS)  # refuses a folder without any
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
+        """As [`Source.describe`]."""
         return {"kind": self.kind, "location": self.files.location}
 
-    def shards(self, shard_size: int) -> list[dict]:
+    def shards(self, shard_size: int) -> list[dict[str, Any]]:
+        """As [`Source.shards`]."""
         size = check_shard_size(shard_size)
         names = self.files.select(AUDIO_EXTENSIONS)
         return [{"files": names[start : start + size]} for start in range(0, len(names), size)]
 
-    def read(self, shard: dict) -> Iterator[Example]:
+    def read(self, shard: dict[str, Any]) -> Iterator[Example]:
+        """As [`Source.read`]."""
         for name in shard["files"]:
             yield Example(printable(name), self.files.path(name))
 
     def schema(self) -> pa.Schema:
+        """As [`Source.schema`]: a folder has no columns."""
         return pa.schema([])

@@ -1,4 +1,4 @@
-"""Files on this machine and behind URLs: which there are, and opening them."""
+"""Files on this machine and behind URLs: finding and opening them."""
 
 import itertools
 import logging
@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Any
 
 from mimi_hf.utils.remote import is_url, open_url, read_url
 
@@ -19,7 +20,7 @@ _MOST_BRACES = 1_000_000
 
 
 def join(root: str, name: str) -> str:
-    """The path or URL of a file that is called `name` as seen from the folder `root`.
+    """Join the path or URL of a folder and the relative path of a file.
 
     Example:
 
@@ -32,13 +33,21 @@ def join(root: str, name: str) -> str:
     return posixpath.join(root, name)
 
 
-def open_binary(path: str):
-    """A binary file that can seek, of a path or a URL that fsspec knows."""
+def open_binary(path: str) -> Any:
+    """Open a path, or a URL that fsspec knows, as a binary file that can seek.
+
+    Raises:
+        OSError, ValueError, ImportError: as [`mimi_hf.utils.remote.open_url`].
+    """
     return open_url(_no_chain(path)) if is_url(path) else open(path, "rb")
 
 
 def read_binary(path: str) -> bytes:
-    """The content of a path or a URL that fsspec knows."""
+    """Read the content of a path, or of a URL that fsspec knows.
+
+    Raises:
+        OSError, ValueError, ImportError: as [`mimi_hf.utils.remote.read_url`].
+    """
     if is_url(path):
         return read_url(_no_chain(path))
     with open(path, "rb") as file:
@@ -46,7 +55,7 @@ def read_binary(path: str) -> bytes:
 
 
 def extension(name: str) -> str:
-    """What follows the last dot of a file's name, in lower case; `tar.gz` and the like count as one."""
+    """The extension of a file's name: the text after the last dot, in lower case; `tar.gz` and the like are one."""
     parts = posixpath.basename(name).lower().split(".")
     return ".".join(parts[-2:]) if len(parts) > 2 and parts[-2] == "tar" else parts[-1] if len(parts) > 1 else ""
 
@@ -54,16 +63,14 @@ def extension(name: str) -> str:
 class Files:
     """The files that a location names: one, all in a folder, or those that fit a pattern like `data-{000..012}.tar`.
 
-    Hidden files and folders are left out, and so is what is no regular file. Links are followed, in circles they are
-    not.
+    Hidden files and folders are ignored, and so are devices and pipes. Links are followed, but not in circles.
 
     Args:
         location: a path or URL of a file or folder, or a pattern of `*`, `**`, `?`, `[…]`, `{a,b}` and `{00..99}`.
-        leave_out: a folder, path or URL, whose files do not count, where it lies in that one.
+        leave_out: a folder, path or URL, whose files are ignored if it lies in the location.
 
     Attributes:
         root (str): the folder, absolute, or its URL.
-        names (list of str): paths of the files relative to `root`, sorted by their bytes.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -88,6 +95,11 @@ class Files:
 
     @cached_property
     def names(self) -> list[str]:
+        """Paths of the files relative to `root`, sorted by their bytes.
+
+        Raises:
+            FileNotFoundError: one of several patterns names no file.
+        """
         file_system, root = _file_system(self.root)
         prefix = root.rstrip("/") + "/"
         if not self.is_folder:
@@ -103,7 +115,11 @@ class Files:
         return sorted(visible, key=lambda name: name.encode("utf-8", "surrogateescape"))
 
     def select(self, extensions: Iterable[str]) -> list[str]:
-        """The names that end in one of `extensions`; refuses it if there are none."""
+        """Select the names with one of `extensions`.
+
+        Raises:
+            ValueError: there are none.
+        """
         wanted = set(extensions)
         names = [name for name in self.names if extension(name) in wanted]
         if not names:
@@ -114,9 +130,10 @@ class Files:
         return names
 
     def path(self, name: str) -> str:
+        """The path or URL of one of the `names`."""
         return join(self.root, name)
 
-    def _match(self, file_system, pattern) -> list[str]:
+    def _match(self, file_system: Any, pattern: str) -> list[str]:
         if file_system.exists(pattern):
             return [pattern]
         found = file_system.glob(pattern, detail=True) if _GLOB.search(pattern) else {}
@@ -125,17 +142,20 @@ class Files:
             raise FileNotFoundError(f"{self.location!r} names {pattern!r}, but there is no such file.")
         return paths
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "names"}
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """What a shell makes of `{a,b}` and `{000..012}`.
+    """Expand `{a,b}` and `{000..012}` like a shell.
 
     Example:
 
         >>> expand_braces("{a,b}-{08..10}.tar")
         ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
+
+    Raises:
+        ValueError: there are more than a million.
     """
     pieces = _BRACES.split(pattern)  # text, inside of braces, text, …
     choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
@@ -158,9 +178,9 @@ def _choices(inside: str) -> list[str] | range:
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
 
 
-def _file_system(location: str):
+def _file_system(location: str) -> tuple[Any, str]:
     """fsspec's file system of a location, and the path in it."""
-    if not is_url(location):  # not to fsspec, to which "::" in a path has a meaning
+    if not is_url(location):  # not through fsspec, for which "::" in a path has a meaning
         from fsspec.implementations.local import LocalFileSystem
 
         return LocalFileSystem(), os.path.abspath(location)
@@ -175,9 +195,15 @@ def _no_chain(url: str) -> str:
     return url
 
 
-def walk(root: str | os.PathLike) -> Iterator[str]:
-    """Names of all files under a local folder. Where a link leads back to a folder that it lies in, it is left; so is a
-    folder that may not be read, such as `lost+found`, with a warning."""
+def walk(root: str | os.PathLike[str]) -> Iterator[str]:
+    """List the files under a local folder, as paths relative to it.
+
+    A link to a folder that it lies in is not followed. A folder that may not be read, such as `lost+found`, is left out
+    with a warning.
+
+    Raises:
+        PermissionError: `root` itself may not be read.
+    """
     stack: list[tuple[str, tuple]] = [("", ())]
     while stack:
         folder, ancestors = stack.pop()
@@ -198,7 +224,7 @@ def walk(root: str | os.PathLike) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
-                yield name  # a link to nowhere is an example, too, and will be found to be unreadable
+                yield name  # a link to nowhere is an example, too: one that cannot be read
             elif entry.is_dir():
                 stack.append((name, (*ancestors, identity)))
             elif entry.is_file():

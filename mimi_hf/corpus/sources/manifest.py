@@ -1,4 +1,4 @@
-"""A manifest: a file that has one line for each recording."""
+"""A manifest: a file with one line for each recording."""
 
 import hashlib
 import io
@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from .records import DIALECTS, Record, csv_header, csv_records, json_records, pa
 EXTENSIONS = ("jsonl", "json", "ndjson", "csv", "tsv")
 AUDIO_COLUMNS = ("audio", "audio_filepath", "audio_path", "path", "file", "file_name", "wav")
 START_COLUMNS = ("offset", "start")
-# Seconds, about 30 000 years: samples can be counted, whatever the rate.
+# Seconds, about 30 000 years: samples can be counted at any rate.
 _LONGEST = 1e12
 
 
@@ -28,9 +29,9 @@ class ManifestSource(Source):
     """JSON Lines, CSV or TSV, one example a line.
 
     The audio is a path, relative to the manifest's folder, or a URL. `offset` (or `start`) and `duration`, in seconds,
-    name a part of it. Values of the other columns have one type each, found out over the whole file: where they do not
-    agree, they are text. The column `id` names the examples where it does so uniquely; otherwise they are called
-    `manifest.jsonl:0`, `manifest.jsonl:1` and so on, by their row.
+    name a part of it. Each other column has one type, found by reading the whole file; values of different types become
+    text. The column `id` names the examples if its values are unique; otherwise their rows do, as `manifest.jsonl:0`,
+    `manifest.jsonl:1` and so on.
     """
 
     kind = "manifest"
@@ -53,17 +54,20 @@ class ManifestSource(Source):
         self.columns = Columns.choose(present, columns, spent, self.location)
         self.texts = {name for name, field in self.columns.fields.items() if pa.types.is_string(field.type)}
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
+        """As [`Source.describe`]."""
         columns = list(self.columns.fields)
         described = {"kind": self.kind, "location": self.location, "audio_column": self.audio_column}
         return {**described, "columns": columns, "size": self.size}
 
     def schema(self) -> pa.Schema:
+        """As [`Source.schema`]."""
         return self.columns.schema
 
-    def shards(self, shard_size: int) -> list[dict]:
+    def shards(self, shard_size: int) -> list[dict[str, Any]]:
+        """As [`Source.shards`]."""
         size = check_shard_size(shard_size)
-        shards = []
+        shards: list[dict[str, Any]] = []
         with self._open() as file:
             for row, (begin, _) in enumerate(self._records(file)):
                 if row % size == 0:
@@ -71,7 +75,8 @@ class ManifestSource(Source):
                 shards[-1]["rows"] += 1
         return shards
 
-    def read(self, shard: dict) -> Iterator[Example]:
+    def read(self, shard: dict[str, Any]) -> Iterator[Example]:
+        """As [`Source.read`]."""
         last = shard["row"] + shard["rows"] - 1
         with self._open() as file:
             for row, (_, record) in enumerate(self._records(file, shard["begin"]), shard["row"]):
@@ -86,8 +91,8 @@ class ManifestSource(Source):
         columns: dict = {}
         try:
             columns = self.columns.of(self._typed(record))
-            start = _seconds(record, self.start_column, 0.0)
-            duration = _seconds(record, "duration", None)
+            start = _seconds(record, self.start_column) or 0.0
+            duration = _seconds(record, "duration")
             if duration == 0:
                 raise ValueError("The duration must be positive, but is 0. Leave it out for all of the audio.")
             return Example(name, as_audio(record.get(self.audio_column), self.root), columns, start, duration)
@@ -98,7 +103,7 @@ class ManifestSource(Source):
         return f"{printable(self.name)}:{row}"
 
     def _scan(self, file) -> pa.Schema:
-        """The types of all columns. Also sees the header, and whether ids are unique."""
+        """Find the types of all columns, the header, and whether ids are unique."""
         dialect = DIALECTS.get(extension(self.name))
         self.header, self.first_row = csv_header(file, dialect) if dialect else (None, 0)
         unknown = pa.null()
@@ -131,7 +136,7 @@ class ManifestSource(Source):
         )
 
     def _typed(self, record: dict) -> dict:
-        """Text of a CSV file as values, in columns that are not text."""
+        """Parse the text of a CSV file in columns that hold other types."""
         if not self.header:
             return record
         return {name: value if name in self.texts else parse_text(value) for name, value in record.items()}
@@ -149,10 +154,10 @@ class ManifestSource(Source):
             yield buffered
 
 
-def _seconds(record: dict, column: str | None, default: float | None) -> float | None:
+def _seconds(record: dict, column: str | None) -> float | None:
     value = record.get(column)
     if value is None:
-        return default
+        return None
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -163,5 +168,5 @@ def _seconds(record: dict, column: str | None, default: float | None) -> float |
 
 
 def _digest(name: str) -> int:
-    """A number for a name: less memory than the name takes, and no two alike in practice."""
+    """A number for a name: it takes less memory than the name, and in practice no two are equal."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

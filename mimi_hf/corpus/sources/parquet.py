@@ -18,16 +18,24 @@ from .locations import Files, is_url, open_binary
 EXTENSIONS = ("parquet",)
 
 _ROWS_AT_ONCE = 32
-# A row group so many times as large as a shard is cut, although each part reads over those before it.
+# A row group that is larger than this many shards is cut, although each part then reads over those before it.
 _LARGE = 4
 _THREADS = 16
 
 
 class ParquetSource(Source):
-    """A parquet file, a folder of them, or a pattern; an example a row, called `file.parquet:17`.
+    """Parquet files. Each row is an example, called `file.parquet:17`.
 
     The audio is a struct of `bytes` and `path`, as `datasets` writes it, or bytes, or a path, relative to the file. The
-    columns are those of all files; where a file lacks one, its values are `None`.
+    columns are those of all files; if a file lacks one, its values are `None`.
+
+    Args:
+        files: the parquet files.
+        audio_column: by default the one called `audio`, or the only struct of `bytes` and `path`.
+        columns: names of columns to keep; all by default.
+
+    Raises:
+        ValueError, TypeError: no file can be read, there is no audio or no row, or an argument does not fit.
     """
 
     kind = "parquet"
@@ -57,22 +65,24 @@ class ParquetSource(Source):
         """The example of a row with the value `value` in the column of audio, in a file in the folder `root`."""
         return Example(identifier, as_audio(value, root), columns)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
+        """As [`Source.describe`]."""
         columns = list(self.columns.fields)
         location = self.files.location
         return {"kind": self.kind, "location": location, "audio_column": self.audio_column, "columns": columns}
 
     def schema(self) -> pa.Schema:
+        """As [`Source.schema`]."""
         return self.columns.schema
 
-    def shards(self, shard_size: int) -> list[dict]:
-        """As [`Source.shards`]: row groups are kept whole, but those much larger than a shard."""
+    def shards(self, shard_size: int) -> list[dict[str, Any]]:
+        """As [`Source.shards`]. Row groups are kept whole, except those much larger than a shard."""
         size = check_shard_size(shard_size)
         shards: list[list] = []
         room = 0
         for name, first, stop in self._pieces(size):
             rows = 1 if stop is None else stop - first
-            if not shards or 2 * room < rows:  # more of it would stand out than fit in
+            if not shards or 2 * room < rows:  # less than half of it fits in
                 shards.append([])
                 room = size
             parts = shards[-1]
@@ -83,12 +93,13 @@ class ParquetSource(Source):
             room -= rows
         return [{"parts": parts} for parts in shards]
 
-    def read(self, shard: dict) -> Iterator[Example]:
+    def read(self, shard: dict[str, Any]) -> Iterator[Example]:
+        """As [`Source.read`]."""
         for name, first, stop in shard["parts"]:
             yield from self._read_part(name, first, stop)
 
     def _pieces(self, size: int) -> Iterator[tuple[str, int, int | None]]:
-        """Name, first row and the row after the last one, of what is not cut further."""
+        """Name of the file, first row and the row after the last one, of each part that is not cut further."""
         for name, footer in self._footers.items():
             if footer.error:
                 yield name, 0, None  # will be tried again
@@ -124,7 +135,7 @@ class ParquetSource(Source):
                 yield Example(_identifier(name, row), None, error=f"The parquet file cannot be opened: {error}")
 
     def _read_group(self, file, group: int, position: int, rows: range, name: str) -> Iterator[Example]:
-        """Some rows of a row group, which begins with row `position`. Where it is damaged, the rows after are lost."""
+        """Some rows of a row group, which begins with row `position`. After damage its other rows are lost."""
         row = rows.start
         try:
             columns = [self.audio_column, *self.columns.fields, *self.read_too]
@@ -155,7 +166,7 @@ class ParquetSource(Source):
 
 
 class _Footer:
-    """What a file says of itself: the schema and the rows of each row group, or why it does not."""
+    """The footer of a file: its schema and the rows of each row group, or why it cannot be read."""
 
     def __init__(self, path: str):
         self.schema: pa.Schema | None = None
@@ -172,7 +183,11 @@ class _Footer:
 
 
 def choose_audio(present: pa.Schema, wanted: str | None, location: str) -> str:
-    """The column of audio: the one that is wanted, or is called `audio`, or is the only struct of bytes and path."""
+    """Choose the column of audio: the wanted one, the one called `audio`, or the only struct of bytes and path.
+
+    Raises:
+        ValueError: there is no such column, or it is of a type that is no audio.
+    """
     structs = [field.name for field in present if _is_file(field.type)]
     if wanted is None:
         wanted = "audio" if "audio" in present.names or len(structs) != 1 else structs[0]
@@ -201,8 +216,8 @@ def _identifier(name: str, row: int | None) -> str:
 
 
 @contextmanager
-def _open(path: str):
-    # With a buffer, pages are read one by one, and not all of a row group at once.
+def _open(path: str) -> Iterator[pq.ParquetFile]:
+    # With a buffer, pages are read one by one; without it, a whole row group at once.
     with ExitStack() as stack:
         source = stack.enter_context(open_binary(path)) if is_url(path) else path
         yield stack.enter_context(pq.ParquetFile(source, buffer_size=2**20))

@@ -1,4 +1,4 @@
-"""Which kind of source lies at a location."""
+"""Opening the source at a location, of any kind."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ KINDS = (*_EXTENSIONS, "hub")
 
 
 def open_source(
-    location: str | os.PathLike,
+    location: str | os.PathLike[str],
     kind: str | None = None,
     split: str | None = None,
     config: str | None = None,
@@ -38,15 +38,15 @@ def open_source(
         location: audio files (`folder`), JSON Lines, CSV or TSV (`manifest`), parquet files (`parquet`) or tars
             (`webdataset`): a file, a folder or a pattern such as `data-{000..012}.tar`, on this machine or behind a
             URL that fsspec knows. Or the id of a data set of the Hub (`hub`).
-        kind: one of these; by default it is seen from what is there.
+        kind: one of these; detected by default.
         split, config, revision: of a data set of the Hub.
         audio_column: the column with the audio; for tars, the extension of the member.
-        columns: what to keep of the other columns; all by default.
-        leave_out: a folder that does not count, where it lies in `location`: the one to write to.
+        columns: names of other columns to keep; all by default.
+        leave_out: a folder whose files are ignored if it lies in `location`: the one to write to.
 
     Raises:
         FileNotFoundError: there is nothing at `location`.
-        ValueError, TypeError: it cannot be told what it is, it is empty, or an option does not fit.
+        ValueError, TypeError: its kind cannot be detected, it is empty, or an option does not fit.
 
     Example:
 
@@ -75,7 +75,7 @@ def open_source(
 
 
 def _find_files(location: str, kind: str | None, leave_out: str | None) -> Files | None:
-    """What is there; `None` where nothing is, and the location may be the id of a data set of the Hub."""
+    """The files there; `None` if there are none, and the location may be the id of a data set on the Hub."""
     try:
         return Files(location, leave_out)
     except FileNotFoundError:
@@ -86,6 +86,11 @@ def _find_files(location: str, kind: str | None, leave_out: str | None) -> Files
 
 
 def _recognise(files: Files) -> str:
+    """The kind of most of the files.
+
+    Raises:
+        ValueError: there are several kinds, or none.
+    """
     counts = Counter(_KIND_OF[extension(name)] for name in files.names if extension(name) in _KIND_OF)
     beside = {"manifest"} if len(counts) > 1 else set()  # lists, logs and cards lie beside data of every kind
     kinds = [kind for kind in counts if kind not in beside]

@@ -1,11 +1,12 @@
-"""The rows of JSON Lines, CSV and TSV files, with where each one begins, so that reading can start at any of them."""
+"""The rows of JSON Lines, CSV and TSV files, with their positions in the file: reading can start at any row."""
 
 import csv
 import json
 import re
 from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-# Where the row begins in the file; the row, or what is wrong with it.
+# The position of the row in the file; the row, or why it is bad.
 Record = tuple[int, dict | str]
 
 # TSV knows no quotes: a text that begins with one is that text, as in Common Voice.
@@ -16,8 +17,8 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[
 _BOM = b"\xef\xbb\xbf"
 
 
-def json_records(file, start: int) -> Iterator[Record]:
-    """The objects of a JSON Lines file (binary) from byte `start` on; empty lines are skipped."""
+def json_records(file: BinaryIO, start: int) -> Iterator[Record]:
+    """Read the objects of a JSON Lines file (binary) from byte `start` on; empty lines are skipped."""
     file.seek(start)
     for line in file:
         if line.strip():
@@ -28,8 +29,12 @@ def json_records(file, start: int) -> Iterator[Record]:
         start += len(line)
 
 
-def csv_header(file, dialect: dict) -> tuple[list[str], int]:
-    """The names of the columns of a CSV file (binary), and where the rows begin."""
+def csv_header(file: BinaryIO, dialect: dict[str, Any]) -> tuple[list[str], int]:
+    """Read the names of the columns of a CSV file (binary), and the position of the first row.
+
+    Raises:
+        ValueError: the first line does not name columns.
+    """
     for _, end, names in _csv_rows(file, 0, None, dialect):
         if isinstance(names, str) or len(set(names)) < len(names) or not all(names):
             raise ValueError(f"The first line must name the columns, each by a name of its own, but it is {names!r}.")
@@ -37,8 +42,8 @@ def csv_header(file, dialect: dict) -> tuple[list[str], int]:
     raise ValueError("It is empty. The first line must name the columns.")
 
 
-def csv_records(file, start: int, header: list[str], dialect: dict) -> Iterator[Record]:
-    """The rows of a CSV file (binary) from byte `start` on; values are text, or `None` where they are empty."""
+def csv_records(file: BinaryIO, start: int, header: list[str], dialect: dict[str, Any]) -> Iterator[Record]:
+    """Read the rows of a CSV file (binary) from byte `start` on; values are text, or `None` if they are empty."""
     for begin, _, fields in _csv_rows(file, start, len(header), dialect):
         if isinstance(fields, str):
             yield begin, fields
@@ -47,7 +52,7 @@ def csv_records(file, start: int, header: list[str], dialect: dict) -> Iterator[
 
 
 def parse_text(text: str | None) -> bool | int | float | str | None:
-    """The value that a text of a CSV file stands for.
+    """Parse a text of a CSV file.
 
     Example:
 
@@ -73,7 +78,7 @@ def _parse_object(line: bytes) -> dict:
 
 
 class _Lines:
-    """The lines of a file as text, with where they end; bytes that are not UTF-8 are kept as surrogates."""
+    """The lines of a file as text, with their ends; bytes that are not UTF-8 become surrogates."""
 
     def __init__(self, file, start: int):
         self.file = file
@@ -99,7 +104,7 @@ class _Lines:
 
 
 def _csv_rows(file, start: int, width: int | None, dialect: dict) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Rows with where they begin and end; text says what is wrong with one.
+    """Rows with the positions of their begin and end; a bad row is text that says why.
 
     A quote that is never closed swallows the lines after it. So after a bad row of several lines, reading goes on at
     the second one.

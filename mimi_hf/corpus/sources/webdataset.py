@@ -1,9 +1,10 @@
-"""WebDataset: tars of examples, each a few members that share the beginning of their names."""
+"""WebDataset: tars of examples; the members of an example share the first part of their names."""
 
 import itertools
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,15 +17,24 @@ EXTENSIONS = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
 
 _SIDECARS = ("txt", "cls", "json")
 _GROUPS_TO_LOOK_AT = 16
+_EOFHeaderError: Any = vars(tarfile)["EOFHeaderError"]  # types do not know it
 
 
 class TarSource(Source):
     """Tars as WebDataset writes them. One tar is one shard, read as a stream; an example is called `tar/key`.
 
-    As in WebDataset, members one after the other whose paths are equal up to the first dot of the file's name are one
-    example. Its audio is the member that ends like an audio file; where there are several, `audio_column` says which,
-    for example `"mic1.wav"`. Text beside it, `.txt`, `.cls` and `.json`, is kept as text under these names: those of
-    them that the first 16 examples have, or what `columns` names.
+    As in WebDataset, consecutive members with equal paths up to the first dot of the file's name are one example. Its
+    audio is the member with the extension of an audio file; `audio_column` chooses among several, for example
+    `"mic1.wav"`. Members `.txt`, `.cls` and `.json` become columns of text with these names, if the first 16 examples
+    have them; `columns` names others.
+
+    Args:
+        files: the tars.
+        audio_column: the extension of the member with the audio.
+        columns: extensions of members to keep as text.
+
+    Raises:
+        TypeError: `columns` is no list.
     """
 
     kind = "webdataset"
@@ -36,19 +46,22 @@ class TarSource(Source):
         self.audio_column = audio_column and audio_column.lstrip(".").lower()
         self.sidecars = list(columns) if columns is not None else self._find_sidecars()
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
+        """As [`Source.describe`]."""
         location = self.files.location
         return {"kind": self.kind, "location": location, "audio_column": self.audio_column, "columns": self.sidecars}
 
     def schema(self) -> pa.Schema:
+        """As [`Source.schema`]."""
         return pa.schema([pa.field("source_id" if name == "id" else name, pa.string()) for name in self.sidecars])
 
-    def shards(self, shard_size: int) -> list[dict]:
+    def shards(self, shard_size: int) -> list[dict[str, Any]]:
         """One shard a tar, whatever `shard_size` is."""
         check_shard_size(shard_size)
         return [{"file": name} for name in self.files.select(EXTENSIONS)]
 
-    def read(self, shard: dict) -> Iterator[Example]:
+    def read(self, shard: dict[str, Any]) -> Iterator[Example]:
+        """As [`Source.read`]."""
         name = shard["file"]
         seen: dict[str, int] = {}
         try:
@@ -109,22 +122,22 @@ class TarSource(Source):
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """Python takes a damaged header, or the lack of an end, for the end of the tar; here they are errors."""
+    """Python takes a damaged header, or a missing end, for the end of the tar. Here they are errors."""
 
     @classmethod
     def fromtarfile(cls, tar):
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:
+        except _EOFHeaderError:
             raise  # the proper end
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
 
 
 def _groups(path: str, is_wanted) -> Iterator[tuple[str, list[tuple[str, bytes | None]]]]:
-    """Key and members, with their content where `is_wanted(extension)`, else `None`. Raises at damage, after the rest.
+    """Key and members of each example; members have content if `is_wanted(extension)`, else `None`.
 
-    The group in which the damage lies is given if what was found of it is whole.
+    Damage is raised after the examples before it. The example with the damage is given if its members are complete.
     """
     key, members = "", []
     damage: Exception | None = None
@@ -147,8 +160,9 @@ def _groups(path: str, is_wanted) -> Iterator[tuple[str, list[tuple[str, bytes |
 
 
 def _members(file) -> Iterator[tuple[str, str, Callable[[], bytes | None]]]:
-    """Key, extension, and what reads the content, of each member; a link has none."""
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictHeader) as tar:
+    """Key, extension and reader of the content of each member; a link has no content."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictHeader) as opened:
+        tar: Any = opened  # types do not know its members
         while (member := tar.next()) is not None:
             tar.members.clear()  # of those that were read: they would only take memory
             folder, base = posixpath.split(posixpath.normpath(member.name))
