@@ -19,7 +19,7 @@ from mimi_hf.utils.files import printable
 
 from .locations import is_url, join, read_binary
 
-# Extensions of audio files, in any case.
+# What is opened as an audio file, whatever its case.
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
 
 _LOCAL_URL = re.compile("^(file|local)://")
