@@ -2,26 +2,30 @@
 
 import json
 import math
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimi_hf.utils.files import written_beside
 
-from .common import (
+from .console import explaining, fail, showing_progress, spinning
+from .options import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     ModelOption,
     QuantizersOption,
     QuietOption,
     check_dtype,
     check_writable,
-    fail,
     load_model,
-    loading_message,
 )
+
+if TYPE_CHECKING:
+    from mimi_hf.benchmark import BenchmarkReport
 
 
 def benchmark(
@@ -30,7 +34,7 @@ def benchmark(
         list[float] | None, typer.Option(help="Length of the recordings; repeat for more.", show_default="2, 12")
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(help="Recordings at once; repeat for more.", min=1, show_default="1, 8")
+        list[int] | None, typer.Option(help="Recordings in a batch; repeat for more.", min=1, show_default="1, 8")
     ] = None,
     sessions: Annotated[
         list[int] | None, typer.Option(help="Live sessions at once; repeat for more.", min=1, show_default="1, 16")
@@ -38,25 +42,30 @@ def benchmark(
     num_quantizers: QuantizersOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU; as torch chooses by default.", min=1)] = None,
-    repeats: Annotated[int, typer.Option(help="Counted calls per recording; figures are medians.", min=1)] = 3,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="as torch chooses", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls per recording; the median is reported.", min=1)] = 3,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the steps of the streams first: minutes, then faster frames.")
+        bool, typer.Option("--compile", help="Compile streams first: takes minutes, then frames are faster.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results there, too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to FILE.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace FILE if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ):
     """Measure how fast this machine encodes and decodes.
 
-    Whole recordings, and live sessions frame by frame, beside the machine's
-    own rates of matrix products (GEMM) and of reading memory. The defaults
-    take a minute or two. What eight codebooks cost where two sessions share
-    a stream:
+    Measures whole recordings, and live sessions frame by frame, and compares
+    them with what the machine can do at best: its rates of matrix products
+    (GEMM) and of reading memory. The defaults take a minute or two.
+
+        mimi-hf benchmark
+
+    What eight codebooks cost when two sessions share a stream:
 
         mimi-hf benchmark -k 8 --sessions 2 --json results.json
+
+    Exit status: 0 when done; 1 it failed; 2 wrong usage.
     """
     check_dtype(dtype)
     lengths = seconds or [2.0, 12.0]
@@ -67,38 +76,22 @@ def benchmark(
     if json_file is not None:
         check_writable(json_file, force)
 
-    import time
-
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from mimi_hf.benchmark import benchmark as run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console(stderr=True, quiet=quiet)
-    with console.status(loading_message(model)):
-        begin = time.perf_counter()
-        codec = load_model(model, device, dtype)
-        loading = time.perf_counter() - begin
-    try:
+    begin = time.perf_counter()
+    codec = load_model(model, device, dtype, quiet)
+    loading = time.perf_counter() - begin
+
+    from mimi_hf.benchmark import benchmark as run
+
+    with explaining():
         if compiled:
-            with console.status("Compiling …"):
+            with spinning("Compiling …", quiet):
                 codec.compile_for_streaming()
-        with Progress(console=console, transient=True, disable=quiet) as progress:
-            task = progress.add_task("Measuring", total=1.0)
-            report = run(
-                codec,
-                lengths,
-                batch or (1, 8),
-                sessions or (1, 16),
-                num_quantizers,
-                repeats,
-                progress=lambda part: progress.update(task, completed=part),
-            )
-    except (ValueError, RuntimeError) as error:
-        raise fail(str(error)) from None
+        with showing_progress("Measuring", quiet) as move:
+            report = run(codec, lengths, batch or (1, 8), sessions or (1, 16), num_quantizers, repeats, progress=move)
     results = {"model": model, "compiled": compiled, "load_seconds": loading, **report.to_dict()}
     if json_file is not None:
         try:
@@ -110,7 +103,7 @@ def benchmark(
         _print_benchmark(report, loading)
 
 
-def _print_benchmark(report, loading: float):
+def _print_benchmark(report: "BenchmarkReport", loading: float) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -1,14 +1,29 @@
 """The command `mimi-hf decode`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimi_hf.audio.blocks import WRITABLE
 
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype
-from .transcode import ForceOption, JobsOption, JsonOption, SampleFormatOption, Transcoding
+from .options import (
+    DEFAULT_MODEL,
+    AnyModelOption,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    JobsOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    SampleFormatOption,
+    check_dtype,
+)
+from .transcode import Transcoding
+
+if TYPE_CHECKING:
+    from mimi_hf.inference.mimi_files import DecodeReport
 
 
 def decode(
@@ -20,15 +35,15 @@ def decode(
     ],
     model: ModelOption = DEFAULT_MODEL,
     num_quantizers: Annotated[
-        int | None, typer.Option("--num-quantizers", "-k", help="Use the first codebooks alone.", min=1)
+        int | None, typer.Option("--num-quantizers", "-k", help="Use only this many codebooks; all by default.", min=1)
     ] = None,
     start: Annotated[float, typer.Option(help="Second to begin at.", min=0)] = 0.0,
-    duration: Annotated[float | None, typer.Option(help="Seconds to decode; to the end by default.")] = None,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Decode what was made with other codebooks, too: noise, most likely.")
-    ] = False,
-    format_: Annotated[str, typer.Option("--format", help="Of the files in a folder: wav, flac or ogg.")] = "wav",
-    raw: Annotated[bool, typer.Option("--raw", help="Samples alone into a pipe, without a WAV header.")] = False,
+    duration: Annotated[float | None, typer.Option(help="Seconds to decode.", show_default="to the end")] = None,
+    any_model: AnyModelOption = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the files in a folder: wav, flac or ogg.")
+    ] = "wav",
+    raw: Annotated[bool, typer.Option("--raw", help="Write samples without a WAV header into a pipe.")] = False,
     sample_format: SampleFormatOption = "s16le",
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
@@ -37,20 +52,20 @@ def decode(
     quiet: QuietOption = False,
     json: JsonOption = False,
 ):
-    """Turn .mimi back into audio, as long as what was encoded.
+    """Decode .mimi to audio, exactly as long as what was encoded.
 
         mimi-hf decode speech.mimi speech.wav
         mimi-hf decode compressed/ audio/ --format flac
 
     In a folder, a.wav.mimi becomes a.wav.flac, and a.wav with --format wav.
 
-    A part, without reading what is before it (decoding begins some seconds
-    earlier, where the model's memory reaches to; the difference to a whole
-    decoding is less than the rounding of the samples):
+    Decode a part, without reading what is before it. (Decoding begins some
+    seconds earlier, as far as the model looks back. The difference from
+    decoding everything is below the rounding of the samples.)
 
         mimi-hf decode talk.mimi quote.wav --start 3600 --duration 12
 
-    From a pipe to a pipe, each frame is heard as soon as it is there:
+    From pipe to pipe, each frame is heard as soon as it arrives:
 
         nc -l 4000 | mimi-hf decode --raw - - | aplay -f S16_LE -r 24000 -c 1 -t raw
         mimi-hf decode talk.mimi - | aplay
@@ -91,6 +106,6 @@ def decode(
     ).run(source, output, jobs)
 
 
-def _describe(report) -> str:
+def _describe(report: "DecodeReport") -> str:
     cut = "" if report.complete else "; the source was cut short"
     return f"{report.output}: {report.duration:.2f} s, {report.duration / report.seconds:.1f}x real time{cut}"

@@ -1,16 +1,23 @@
 """The command `mimi-hf demo`."""
 
+import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimi_hf.loading import MIMI_TINY
 
-from .common import DeviceOption, ModelOption, QuantizersOption, QuietOption, fail, load_model
-from .folders import describe
-from .pipes import ending_cleanly
+from .console import ending_cleanly, explaining, fail, print_json, spinning
+from .options import DeviceOption, ForceOption, JsonOption, ModelOption, QuantizersOption, QuietOption, load_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+    from rich.text import Text
+
+    from mimi_hf.demo import DemoReport
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "12345678"
 
@@ -18,20 +25,22 @@ _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "12345678"
 def demo(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[IN]", help="Audio file; a sentence that comes along by default.", show_default=False),
+        typer.Argument(
+            metavar="[IN]", help="Audio file; a sentence that comes with the package by default.", show_default=False
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("mimi-demo"),
     model: ModelOption = MIMI_TINY,
     num_quantizers: QuantizersOption = None,
     device: DeviceOption = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace what an earlier demo wrote.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
-    json: Annotated[bool, typer.Option("--json", help="Report as JSON on standard output.")] = False,
+    json: JsonOption = False,
 ):
     """See and hear what the codec does, offline, in seconds.
 
     Encodes a sentence, shows its tokens, writes them as a .mimi file, decodes
-    them, draws both spectrograms and measures what is left:
+    them, draws both spectrograms and measures the quality:
 
         mimi-hf demo
 
@@ -46,43 +55,21 @@ def demo(
     """
     if source is not None and not source.is_file():
         raise fail(f"{source} is no file. Name a recording.")
-    with ending_cleanly():
-        report = _run(source, output, model, num_quantizers, device, force, quiet)
+    with ending_cleanly(), explaining():
+        with spinning(f"Loading {model} …", quiet):
+            from mimi_hf.demo import FILES, run_demo, speech_path
+            from mimi_hf.utils.files import check_replaceable
+        check_replaceable(output, set(FILES), force)
+        codec = load_model(model, device, "float32", quiet)
+        report = run_demo(codec, source or speech_path(), output, num_quantizers, force)
         if json:
-            _print_json(report, model)
+            content = {"model": model, **dataclasses.asdict(report)}
+            print_json(content | {"output": str(report.output), "codes": report.codes.tolist()})
         elif not quiet:
             _print(report, model)
 
 
-def _run(source, output, model, num_quantizers, device, force, quiet):
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True, quiet=quiet).status(Text(f"Loading {model} …")):
-        from mimi_hf.demo import FILES, run_demo, speech_path
-        from mimi_hf.utils.files import check_replaceable
-
-        try:
-            check_replaceable(output, set(FILES), force)
-        except OSError as error:
-            raise fail(describe(error)) from None
-        codec = load_model(model, device, "float32")
-    try:
-        return run_demo(codec, source or speech_path(), output, num_quantizers, force)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise fail(describe(error)) from None
-
-
-def _print_json(report, model: str):
-    import dataclasses
-    import json
-
-    content = {"model": model, **dataclasses.asdict(report)}
-    content |= {"output": str(report.output), "codes": report.codes.tolist()}
-    typer.echo(json.dumps(content, indent=1))
-
-
-def _print(report, model: str):
+def _print(report: "DemoReport", model: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -117,7 +104,7 @@ def _print(report, model: str):
         console.print(Text(f"  {command}"), soft_wrap=True)
 
 
-def _draw(codes, size: int, encoding: str):
+def _draw(codes: "np.ndarray", size: int, encoding: str) -> "Text":
     """Codes, shape = (K, f), as bars coloured by code; as digits where a terminal knows no bars."""
     from rich.text import Text
 
@@ -132,7 +119,7 @@ def _draw(codes, size: int, encoding: str):
     return text
 
 
-def _tabulate(report):
+def _tabulate(report: "DemoReport") -> "Table":
     from rich.table import Table
 
     from mimi_hf.evaluation.metrics import METRICS

@@ -4,20 +4,28 @@ from typing import Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuantizersOption, QuietOption, check_dtype
-from .corpora import (
+from .corpora import Work, planning, run_job
+from .options import (
+    DEFAULT_MODEL,
     ActorsOption,
+    AnyModelOption,
+    BatchSecondsOption,
+    DeviceOption,
+    DtypeOption,
     EngineOption,
     JsonOption,
+    ModelOption,
     NumProcOption,
     NumShardsOption,
     PrivateOption,
     PushOption,
+    QuantizersOption,
+    QuietOption,
     RayAddressOption,
+    RevisionOption,
     ShardIndexOption,
-    Work,
-    do,
-    explained,
+    ShardSizeOption,
+    check_dtype,
 )
 
 
@@ -26,7 +34,7 @@ def detokenize(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="What `mimi-hf tokenize` made, or other parquet files of codes: a folder, a file, a pattern, s3://…,"
+            help="The output of `mimi-hf tokenize`, or other parquet files of codes: a folder, a file, a pattern, s3://…,"
             " or the id of a data set on the Hub.",
             show_default=False,
         ),
@@ -38,28 +46,17 @@ def detokenize(
     num_quantizers: QuantizersOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = None,
-    kind: Annotated[str, typer.Option("--format", help="Of the audio: flac, wav or ogg.")] = "flac",
+    kind: Annotated[str, typer.Option("--format", help="Format of the audio: flac, wav or ogg.")] = "flac",
     parquet: Annotated[
-        bool, typer.Option("--parquet", help="Write parquet shards with a column of audio, rather than files.")
+        bool, typer.Option("--parquet", help="Write parquet shards with a column of audio instead of files.")
     ] = False,
     codes_column: Annotated[
-        str | None, typer.Option(help="Where rows have their codes.", show_default="audio_codes")
+        str | None, typer.Option(help="Column that holds the codes.", show_default="audio_codes")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model on the Hub.", show_default=False)] = None,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Decode with a model of other codebooks than made the codes.")
-    ] = False,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Examples in a shard, about: what a crash costs, and a file of OUT.",
-            min=1,
-            show_default="50 to 1000, by the size of SOURCE",
-        ),
-    ] = None,
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="Padded audio in a batch, in seconds.", show_default="what suits the device")
-    ] = None,
+    revision: RevisionOption = None,
+    any_model: AnyModelOption = False,
+    shard_size: ShardSizeOption = None,
+    batch_seconds: BatchSecondsOption = None,
     num_proc: NumProcOption = None,
     num_shards: NumShardsOption = None,
     shard_index: ShardIndexOption = None,
@@ -70,17 +67,17 @@ def detokenize(
     push_to_hub: PushOption = None,
     private: PrivateOption = False,
     quiet: QuietOption = False,
-    json_report: JsonOption = False,
+    json: JsonOption = False,
 ):
-    """Decode a data set of codes back to audio, to listen to or to train on.
+    """Decode a data set of codes to audio.
 
         mimi-hf detokenize my-codes my-audio
 
-    writes my-audio/audio/<id>.flac, as long as the original recordings.
+    writes my-audio/audio/<id>.flac, each as long as the original recording.
     With --parquet, OUT is a data set for `datasets` instead.
 
-    It works in shards, goes on after a crash, and shares the work between
-    processes, machines or Ray actors as `mimi-hf tokenize` does.
+    Like `mimi-hf tokenize`, it works in shards, goes on after a crash, and
+    shares the work between processes, machines or Ray actors.
 
     Exit status: 0 when done, 1 when it failed, 2 for a wrong command, 130
     when interrupted.
@@ -97,10 +94,10 @@ def detokenize(
         push_to_hub,
         private,
         quiet,
-        json_report,
+        json,
     )
     work.check(output)
-    with explained(quiet, f"Looking at {source} …"):
+    with planning(f"Looking at {source} …", quiet):
         from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
         from mimi_hf.corpus.jobs.output import Output
         from mimi_hf.corpus.sources.codes import open_codes
@@ -120,4 +117,4 @@ def detokenize(
             shard_size,
             strict,
         )
-    do(job, work)
+    run_job(job, work)

@@ -1,13 +1,29 @@
 """The command `mimi-hf encode`."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuantizersOption, QuietOption, check_dtype
 from .folders import AUDIO
-from .transcode import ForceOption, JobsOption, JsonOption, SampleFormatOption, Transcoding
+from .options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    ForceOption,
+    JobsOption,
+    JsonOption,
+    ModelOption,
+    QuantizersOption,
+    QuietOption,
+    SampleFormatOption,
+    check_dtype,
+)
+from .transcode import Transcoding
+
+if TYPE_CHECKING:
+    from mimi_hf.inference.mimi_files import EncodeReport
 
 
 def encode(
@@ -20,17 +36,23 @@ def encode(
     num_quantizers: QuantizersOption = None,
     stereo: Annotated[
         bool,
-        typer.Option("--stereo", help="Keep the channels, each coded by itself: so many times the bits. Else mixed."),
+        typer.Option(
+            "--stereo", help="Keep the channels and code each by itself, which multiplies the bits. Default: mix them."
+        ),
     ] = False,
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Smaller files, coded more slowly; needs the extra entropy.")
     ] = False,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="To keep in the file; repeat for more.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Text to store in the file; repeat for more.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="IN has no header: --rate, --channels, --sample-format.")] = False,
-    rate: Annotated[int | None, typer.Option(help="Of raw audio.", min=1, show_default="24000")] = None,
-    channels: Annotated[int | None, typer.Option(help="Of raw audio.", min=1, max=1024, show_default="1")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="IN is samples without a header: see --rate, --channels, --sample-format.")
+    ] = False,
+    rate: Annotated[int | None, typer.Option(help="Sampling rate of raw audio.", min=1, show_default="24000")] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Channels of raw audio.", min=1, max=1024, show_default="1")
+    ] = None,
     sample_format: SampleFormatOption = "s16le",
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
@@ -43,20 +65,20 @@ def encode(
 
         mimi-hf encode speech.wav speech.mimi -k 8
 
-    A folder is mirrored, a.wav to a.wav.mimi; what is there already is left
-    alone, so that the same command goes on where it was stopped. A file that
-    cannot be read is reported at the end, and the others are done:
+    A folder is mirrored, a.wav to a.wav.mimi. Files that exist are left
+    alone, so the same command goes on where it was stopped. Files that
+    cannot be read are reported at the end, and the others are done:
 
         mimi-hf encode recordings/ compressed/ -k 8 --jobs 4
 
     A pipe carries WAV or, with --raw, samples alone. Each frame of 80 ms
-    goes out as soon as it is there (other rates than the model's take 20 to
-    40 ms more). Live, on the sending and on the receiving side:
+    is written as soon as it is complete (resampling adds 20 to 40 ms).
+    A live call, on the sending and on the receiving side:
 
         arecord -f S16_LE -r 24000 -c 1 -t raw | mimi-hf encode --raw -k 8 - - | nc host 4000
         nc -l 4000 | mimi-hf decode --raw - - | aplay -f S16_LE -r 24000 -c 1 -t raw
 
-    Ctrl-C ends a live recording, and what came until then is kept:
+    Ctrl-C ends a live recording and keeps what it has recorded:
 
         arecord -f S16_LE -r 24000 -t wav | mimi-hf encode -k 8 - talk.mimi
 
@@ -93,14 +115,14 @@ def encode(
     ).run(source, output, jobs)
 
 
-def _parse_metadata(pairs) -> dict:
+def _parse_metadata(pairs: Iterable[str]) -> dict[str, str]:
     wrong = [pair for pair in pairs if "=" not in pair or pair.startswith("=")]
     if wrong:
         raise typer.BadParameter(f"--metadata {wrong[0]!r} must have the form KEY=VALUE.")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _describe(report) -> str:
+def _describe(report: "EncodeReport") -> str:
     size = "" if report.num_bytes is None else f"{report.num_bytes} bytes, "
     codes = f"{report.frames} frames of {report.channels * report.num_quantizers} codes"
     return (

@@ -1,27 +1,41 @@
 """The command `mimi-hf evaluate`."""
 
 import math
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import (
+from .console import (
+    EXPECTED,
+    describe,
+    ending_cleanly,
+    explaining,
+    fail,
+    print_json,
+    showing_progress,
+    spinning,
+)
+from .options import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    JsonOption,
     ModelOption,
     QuietOption,
     check_dtype,
-    fail,
-    loading_message,
 )
-from .corpora import EXPLAINED as EXPECTED
-from .folders import describe
-from .pipes import ending_cleanly
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mimi_hf.corpus.sources import Source
+    from mimi_hf.evaluation.report import FileResult
+    from mimi_hf.loading import ModelChoice
 
 _FAILURES_TOLD = 20
 
@@ -37,7 +51,7 @@ def evaluate(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="A folder to make, for all results.", show_default=False)
+        Path | None, typer.Argument(metavar="OUT", help="Folder to make for all results.", show_default=False)
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     num_quantizers: Annotated[
@@ -53,7 +67,9 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,…", help="Of stoi, pesq, visqol, dnsmos, mel_distance, si_sdr.", show_default="all installed"
+            metavar="NAME,…",
+            help="Metrics: stoi, pesq, visqol, dnsmos, mel_distance, si_sdr.",
+            show_default="all installed",
         ),
     ] = None,
     agree_with: Annotated[
@@ -65,10 +81,10 @@ def evaluate(
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of each recording, from its start.", show_default="all")
+        float | None, typer.Option(help="Seconds of each recording to take, from its start.", show_default="all")
     ] = None,
     limit_files: Annotated[
-        int | None, typer.Option(help="Take the first ones alone.", min=1, show_default="all")
+        int | None, typer.Option(help="Take only this many recordings, the first.", min=1, show_default="all")
     ] = None,
     jobs: Annotated[
         int | None,
@@ -76,23 +92,23 @@ def evaluate(
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
-    json: Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")] = False,
+    json: JsonOption = False,
 ):
     """Measure how good a model is on recordings, at several bitrates.
 
         mimi-hf evaluate recordings/ results/ -k 1,2,4,8
 
     shows intelligibility (STOI), quality (PESQ-WB, ViSQOL, DNSMOS), distances
-    (mel, SI-SDR), how far the codebooks are used, and the speed. In results/:
-    report.json, files.csv (a row for each file and bitrate), quality.png
-    (against bitrate) and spectrogram.png (of the first file). The packages of
-    the metrics come with the extra eval. A file that can't be read is
-    reported, and the others are evaluated.
+    (mel, SI-SDR), how evenly the codebooks are used, and the speed. It writes
+    to results/: report.json, files.csv (a row for each file and bitrate),
+    quality.png (against bitrate) and spectrogram.png (of the first file).
+    The packages of the metrics come with the extra eval. Files that can't be
+    read are reported, and the others are evaluated.
 
-    Is a precision good enough? How many codes change, and how far the audio
-    of the same codes is off:
+    Is a precision good enough? Count the codes that change, and measure how
+    far the audio of the same codes is off:
 
         mimi-hf evaluate recordings/ --agree-with bfloat16 --agree-with int8
 
@@ -100,7 +116,7 @@ def evaluate(
     by frame), compiled (the same, compiled), native (transformers' own Mimi);
     or another model.
 
-    Exit status: 0 all is well; 1 something failed, a file, too; 2 wrong
+    Exit status: 0 all is well; 1 something failed, even one file; 2 wrong
     usage; 130, 143: ended by Ctrl-C, SIGTERM, and OUT is as it was.
     """
     check_dtype(dtype)
@@ -112,11 +128,9 @@ def evaluate(
     names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     work = _Work(source, output, model, levels, names, seconds, limit_files, jobs, device, dtype, force, quiet, json)
     with ending_cleanly():
-        try:
+        with explaining():
             work.check(pictures=not agree_with)
             failures, count, lost = work.compare(agree_with) if agree_with else work.measure()
-        except EXPECTED as error:
-            raise fail(describe(error)) from None
         for file in failures[:_FAILURES_TOLD]:
             typer.echo(f"{file.id}: {file.reason}", err=True)
         if failures:
@@ -139,6 +153,10 @@ def _parse_levels(text: str | None) -> list[int] | None:
     return levels
 
 
+# The recordings that failed, the number of all, and what else failed.
+_Outcome = tuple[list["FileResult"], int, list[str]]
+
+
 @dataclass(frozen=True)
 class _Work:
     """What is to be done, as the options say."""
@@ -157,13 +175,7 @@ class _Work:
     quiet: bool
     json: bool
 
-    @cached_property
-    def console(self):
-        from rich.console import Console
-
-        return Console(stderr=True, quiet=self.quiet)
-
-    def check(self, pictures: bool):
+    def check(self, pictures: bool) -> None:
         """Refuse what cannot go well, before anything heavy begins."""
         from mimi_hf.evaluation.metrics import choose_metrics
         from mimi_hf.evaluation.picture import check_installed
@@ -179,9 +191,9 @@ class _Work:
             if pictures:
                 check_installed()
 
-    def measure(self):
-        """The recordings that failed, the number of all, and what else failed."""
-        with self.console.status(loading_message(self.model)):
+    def measure(self) -> _Outcome:
+        """Evaluate the model."""
+        with spinning(f"Loading {self.model} …", self.quiet):
             from mimi_hf.evaluation.evaluate import evaluate as run
             from mimi_hf.evaluation.tables import quality_tables
 
@@ -199,9 +211,9 @@ class _Work:
         self._tell({**facts, **report.to_dict()}, quality_tables(report, told_all=self.metrics is not None))
         return report.failures, len(report.files), []
 
-    def compare(self, others: list[str]):
-        """The recordings that failed, the number of all, and what else failed."""
-        with self.console.status(loading_message(self.model)):
+    def compare(self, others: list[str]) -> _Outcome:
+        """Compare the model with others."""
+        with spinning(f"Loading {self.model} …", self.quiet):
             from mimi_hf.evaluation.agreement import compare
             from mimi_hf.evaluation.tables import agreement_tables
             from mimi_hf.evaluation.variants import open_engine
@@ -212,7 +224,7 @@ class _Work:
         reports, lost = [], []
         for other in others:
             try:
-                with self.console.status(loading_message(other)):
+                with spinning(f"Loading {other} …", self.quiet):
                     second = open_engine(other, choice, self.device)
                 with self._progress(f"Comparing with {other}") as update:
                     most = None if self.levels is None else max(self.levels)
@@ -233,29 +245,23 @@ class _Work:
         failures = {(file.id, file.reason): file for report in reports for file in report.failures}
         return [*failures.values()], len(reports[0].files), lost
 
-    def _open(self):
+    def _open(self) -> "tuple[Source, ModelChoice]":
         from mimi_hf.corpus.sources import open_source
         from mimi_hf.loading import ModelChoice
 
         leave_out = None if self.output is None else str(self.output)
         return open_source(self.source, leave_out=leave_out), ModelChoice(self.model, self.dtype)
 
-    @contextmanager
-    def _progress(self, title: str):
-        """The function that moves a bar over recordings."""
-        from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def _progress(self, title: str) -> AbstractContextManager[Callable[..., None]]:
+        """Show a bar over recordings."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as progress:
-            task = progress.add_task(escape(title), total=None)
-            yield lambda done, count: progress.update(task, completed=done, total=count)
+        return showing_progress(title, self.quiet, *columns, total=None)
 
-    def _tell(self, content: dict, tables: list):
+    def _tell(self, content: dict[str, Any], tables: "list[Table]") -> None:
         if self.json:
-            from json import dumps
-
-            typer.echo(dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+            print_json(content)
         elif not self.quiet:
             from rich.console import Console
 

@@ -1,24 +1,20 @@
 """Many files at once: a folder mirrored, in several processes, where one bad file does not stop the others."""
 
-import multiprocessing
-import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mimi_hf.utils.workers import end_with_parent, interrupts_held
+from mimi_hf.utils.workers import WorkerDiedError, run_in_processes
+
+from .console import describe
 
 # What libsndfile reads, by the extensions in use.
 AUDIO = {
     *(".wav", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
 }
-# How often processes may die one after the other without a file being done in between.
+# Deaths of each process, on average, with no file done in between, after which the rest is given up.
 _MAX_DEATHS = 3
 _DIED = "processes ended before this file was done (killed, or out of memory): try again, with fewer --jobs"
 _DIED_ALONE = "its process ended, although nothing else ran beside it (killed, or out of memory)"
@@ -31,16 +27,35 @@ Outcome = tuple[Path, Any, str | None]
 class FileTask:
     """What the processes do: `function(model, source, output, options, digest=…)` of `mimi_hf.inference`."""
 
-    function: Callable
+    function: Callable[..., Any]
     options: Any
     model: str
     device: str | None
     dtype: str
     digest: str
+    threads: int = 1
+
+    def start(self, _number: int) -> Any:
+        """Load the model, once in each process."""
+        import torch
+
+        from mimi_hf.loading import ModelChoice
+
+        torch.set_num_threads(self.threads)
+        return ModelChoice(self.model, self.dtype).load(self.device)
+
+    def work(self, model: Any, pair: Pair) -> tuple[Any, str | None]:
+        """Do one file: its report and None, or None and why it failed."""
+        source, output = pair
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            return self.function(model, source, output, self.options, digest=self.digest), None
+        except Exception as error:  # whatever is wrong with one file, the others are done
+            return None, describe(error)
 
 
 def name_output(name: str, extension: str) -> str:
-    """What becomes of a file, whatever lies beside it. Nothing of its name is lost, so that a.wav and a.mp3 differ.
+    """Name what a file becomes, whatever lies beside it. The whole name is kept, so that a.wav and a.mp3 differ.
 
     Example:
 
@@ -52,8 +67,9 @@ def name_output(name: str, extension: str) -> str:
 
 
 def mirror(source: Path, output: Path, extensions: Iterable[str], extension: str) -> list[Pair]:
-    """The files of a folder, sorted, and where each goes. Links are followed; what is hidden is left out, and a folder
-    that may not be read, with a warning.
+    """List the files of a folder, sorted, and where each goes.
+
+    Links are followed. Hidden files are left out, and folders that may not be read, with a warning.
 
     Raises:
         ValueError: two go to one place, as a.mimi and a.wav.mimi do.
@@ -70,109 +86,24 @@ def mirror(source: Path, output: Path, extensions: Iterable[str], extension: str
     return [(path, target) for target, path in sources.items()]
 
 
-def run(task: FileTask, model, pairs: list[Pair], jobs: int) -> Iterator[Outcome]:
+def run(task: FileTask, model: Any, pairs: list[Pair], jobs: int) -> Iterator[Outcome]:
     """Do all pairs: (source, report, None) of each as it is done, (source, None, reason) where it failed.
 
     Args:
+        task: what to do.
         model: for this process, where `jobs` is 1; otherwise each process loads its own.
+        pairs: files, and where each goes.
+        jobs: processes.
     """
     if jobs == 1:
         for pair in pairs:
-            yield pair[0], *_do(task, model, *pair)
-    else:
-        yield from _run_processes(task, pairs, jobs)
-
-
-def _run_processes(task: FileTask, pairs: list[Pair], jobs: int) -> Iterator[Outcome]:
-    """In new processes after some have died. What these had begun is tried again at the end, one file at a time, which
-    tells the file that kills from those beside it."""
-    queue, begun, deaths = deque(pairs), [], 0
-    limit = _MAX_DEATHS if jobs > 1 else len(pairs)
-    while queue and deaths < limit:
-        deaths += 1
-        for outcome in _run_pool(task, queue, begun, jobs):
-            deaths = 0
-            yield outcome
-    if jobs > 1 and deaths < limit:
-        yield from _run_processes(task, begun, 1)
+            yield pair[0], *task.work(model, pair)
         return
-    for source, _ in (*begun, *queue):
-        yield source, None, _DIED if jobs > 1 else _DIED_ALONE
-
-
-def _run_pool(task: FileTask, queue: deque[Pair], begun: list[Pair], jobs: int) -> Iterator[Outcome]:
-    """Take pairs from the queue until it is empty, or a process dies: those in the works are added to `begun` then."""
     import torch
 
-    threads = max(1, torch.get_num_threads() // jobs)
-    # Forked processes hang in torch's threads.
-    context = multiprocessing.get_context("spawn")
-    running = {}
-    with ProcessPoolExecutor(min(jobs, len(queue)), context, _start, (task, threads)) as pool:
-        try:
-            while queue or running:
-                while queue and len(running) < jobs:
-                    with interrupts_held():  # the first call starts the processes, which inherit this
-                        future = pool.submit(_do_here, *queue[0])
-                    running[future] = queue.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    yield running.pop(future)[0], *result
-        except BrokenProcessPool:
-            begun += running.values()
-        except BaseException:  # whatever ends this process, Ctrl-C too: they end with it
-            for process in multiprocessing.active_children():
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _do(task: FileTask, model, source: Path, output: Path):
-    """The report of one file and None, or None and why it failed."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        return task.function(model, source, output, task.options, digest=task.digest), None
-    except Exception as error:  # whatever is wrong with one file, the others are done
-        return None, describe(error)
-
-
-def describe(error: Exception) -> str:
-    """What to tell of an error: expected ones explain themselves."""
-    expected = isinstance(error, OSError | ValueError | TypeError | ImportError)
-    return str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
-
-
-class _Worker:
-    """What a process of the pool keeps."""
-
-    task: FileTask
-    model: Any
-    busy = False
-
-
-def _start(task: FileTask, threads: int):
-    signal.signal(signal.SIGTERM, _stop)
-    end_with_parent()
-
-    import torch
-
-    from .common import load_model
-
-    torch.set_num_threads(threads)
-    _Worker.task, _Worker.model = task, load_model(task.model, task.device, task.dtype)
-
-
-def _do_here(source: Path, output: Path):
-    _Worker.busy = True
-    try:
-        return _do(_Worker.task, _Worker.model, source, output)
-    except SystemExit:  # the file aside is removed by now
-        os._exit(128 + signal.SIGTERM)
-    finally:
-        _Worker.busy = False
-
-
-def _stop(number, _frame):
-    if not _Worker.busy:
-        os._exit(128 + number)
-    raise SystemExit(128 + number)
+    task = replace(task, threads=max(1, torch.get_num_threads() // jobs))
+    for (source, _), outcome in run_in_processes(pairs, jobs, task.start, task.work, _MAX_DEATHS):
+        if isinstance(outcome, WorkerDiedError):
+            yield source, None, _DIED_ALONE if outcome.alone else _DIED
+        else:
+            yield source, *outcome

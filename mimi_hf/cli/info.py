@@ -1,24 +1,29 @@
 """The command `mimi-hf info`."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import fail
+from .console import fail, print_json
+from .options import JsonOption
+
+if TYPE_CHECKING:
+    from mimi_hf.bitstream.header import Header
+    from mimi_hf.bitstream.reader import Facts
 
 
 def info(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A .mimi file.", show_default=False)],
-    check: Annotated[bool, typer.Option("--check", help="Read it all, and compare every checksum.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read the whole file and compare every checksum.")] = False,
+    json: JsonOption = False,
 ):
-    """Tell what is in a .mimi file, without a model.
+    """Show what is in a .mimi file. Needs no model.
 
         mimi-hf info talk.mimi
 
-    Exit status: 0 the file can be read, 1 it cannot, or it is damaged.
+    Exit status: 0 the file can be read; 1 it cannot, or it is damaged; 2
+    wrong usage.
     """
     from mimi_hf.bitstream import BitstreamReader
 
@@ -33,8 +38,8 @@ def info(
     except (OSError, ValueError, ImportError) as error:
         raise fail(f"{source}: {error}") from None
     table = _facts(source, reader.header, facts)
-    if as_json:
-        typer.echo(json.dumps(table, indent=2, ensure_ascii=False))
+    if json:
+        print_json(table)
         return
 
     from rich.console import Console
@@ -50,7 +55,7 @@ def info(
     Console().print(grid)
 
 
-def _facts(source: Path, header, facts) -> dict:
+def _facts(source: Path, header: "Header", facts: "Facts") -> dict[str, Any]:
     frames = facts.num_frames * header.frame_size
     duration = (frames if facts.num_samples is None else facts.num_samples) / header.sampling_rate
     return {
@@ -73,7 +78,7 @@ def _facts(source: Path, header, facts) -> dict:
     }
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

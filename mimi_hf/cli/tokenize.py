@@ -5,20 +5,26 @@ from typing import Annotated
 
 import typer
 
-from .common import DEFAULT_MODEL, DeviceOption, DtypeOption, ModelOption, QuietOption, check_dtype
-from .corpora import (
+from .corpora import Work, planning, run_job
+from .options import (
+    DEFAULT_MODEL,
     ActorsOption,
+    BatchSecondsOption,
+    DeviceOption,
+    DtypeOption,
     EngineOption,
     JsonOption,
+    ModelOption,
     NumProcOption,
     NumShardsOption,
     PrivateOption,
     PushOption,
+    QuietOption,
     RayAddressOption,
+    RevisionOption,
     ShardIndexOption,
-    Work,
-    do,
-    explained,
+    ShardSizeOption,
+    check_dtype,
 )
 
 
@@ -53,38 +59,25 @@ def tokenize(
     ] = 8,
     dtype: DtypeOption = "float32",
     device: DeviceOption = None,
-    kind: Annotated[
-        Kind | None, typer.Option(help="What SOURCE is, where it can't be told by its look.", show_default=False)
-    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="What SOURCE is; detected by default.", show_default=False)] = None,
     split: Annotated[
-        str | None, typer.Option(help="Which split of a Hub data set; the only one.", show_default=False)
+        str | None, typer.Option(help="Split of a Hub data set; needed if it has several.", show_default=False)
     ] = None,
-    config: Annotated[
-        str | None, typer.Option(help="Which configuration of a Hub data set.", show_default=False)
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model on the Hub.", show_default=False)] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.", show_default=False)] = None,
+    revision: RevisionOption = None,
     audio_column: Annotated[
-        str | None, typer.Option(help="Where rows have their audio; as it is commonly called.", show_default=False)
+        str | None,
+        typer.Option(help="Column that holds the audio; found by its usual names by default.", show_default=False),
     ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", help="Another column to keep; repeat for more.", show_default="all"),
     ] = None,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Examples in a shard, about: what a crash costs, and a file of OUT.",
-            min=1,
-            show_default="50 to 1000, by the size of SOURCE",
-        ),
-    ] = None,
-    batch_seconds: Annotated[
-        float | None,
-        typer.Option(help="Padded audio in a batch, in seconds.", show_default="what suits the device"),
-    ] = None,
+    shard_size: ShardSizeOption = None,
+    batch_seconds: BatchSecondsOption = None,
     readers: Annotated[
         int | None,
-        typer.Option(help="Threads of each process that read and resample.", min=1, show_default="one a core, 2 to 8"),
+        typer.Option(help="Threads per process that read and resample.", min=1, show_default="one per core, 2 to 8"),
     ] = None,
     num_proc: NumProcOption = None,
     num_shards: NumShardsOption = None,
@@ -96,29 +89,30 @@ def tokenize(
     push_to_hub: PushOption = None,
     private: PrivateOption = False,
     quiet: QuietOption = False,
-    json_report: JsonOption = False,
+    json: JsonOption = False,
 ):
     """Tokenize a whole data set into parquet shards of codes.
 
-    A folder of recordings, then what `datasets` makes of it:
+    Tokenize a folder of recordings, then look at the result with `datasets`:
 
         mimi-hf tokenize my-recordings my-codes
 
         python -c "import datasets; print(datasets.load_dataset('my-codes')['train'][0])"
 
-    Each shard appears whole or not at all. After a crash, the same command
-    goes on where it was; when all is done, it does nothing. What can't be
-    read goes to a table of failures, with its reason.
+    The kind of SOURCE is detected. Each shard appears whole or not at all.
+    After a crash, the same command goes on where it was; when all is done,
+    it does nothing. Recordings that can't be read are listed in a table of
+    failures, with the reason.
 
-    A GPU does it alone; several share by themselves, a process each. On a
-    cluster, each task takes its part, as torchrun and Slurm arrays say:
+    Uses all GPUs, one process each. On a cluster, each task of torchrun or
+    of a Slurm array does its part:
 
         torchrun --nproc-per-node 8 --no-python mimi-hf tokenize user/speech s3://bucket/codes
 
         sbatch --array=0-63 --wrap "mimi-hf tokenize user/speech /shared/codes"
 
-    or as you say: --num-shards 64 --shard-index 7. With --engine ray, a Ray
-    cluster does it all.
+    Elsewhere, choose the part: --num-shards 64 --shard-index 7. With
+    --engine ray, the actors of a Ray cluster do all parts.
 
     Exit status: 0 when done, 1 when it failed, 2 for a wrong command, 130
     when interrupted.
@@ -135,10 +129,10 @@ def tokenize(
         push_to_hub,
         private,
         quiet,
-        json_report,
+        json,
     )
     work.check(output)
-    with explained(quiet, f"Looking at {source} …"):
+    with planning(f"Looking at {source} …", quiet):
         from mimi_hf.corpus.jobs.encoding import EncodingOptions
         from mimi_hf.corpus.jobs.output import Output
         from mimi_hf.corpus.jobs.tokenize import TokenizeJob
@@ -150,4 +144,4 @@ def tokenize(
         options = EncodingOptions(num_quantizers, batch_seconds, readers)
         choice = ModelChoice(model, dtype, revision)
         job = TokenizeJob(examples, place, choice, options, shard_size, strict)
-    do(job, work)
+    run_job(job, work)

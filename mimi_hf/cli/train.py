@@ -1,14 +1,17 @@
 """The command `mimi-hf train`."""
 
+import dataclasses
+import inspect
+import json as json_lines
 import os
+import typing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .common import QuietOption, fail
-from .folders import describe
-from .pipes import ending_cleanly
+from .console import ending_cleanly, explaining, open_console
+from .options import QuietOption
 
 EXAMPLES = ("tiny", "full", "finetune")
 
@@ -27,9 +30,9 @@ def train(
     ] = None,
     fields: Annotated[bool, typer.Option("--fields", help="Print every field, what it means and its default.")] = False,
     quiet: QuietOption = False,
-    json: Annotated[bool, typer.Option("--json", help="Report figures as lines of JSON on standard output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print figures as lines of JSON on standard output.")] = False,
 ):
-    """Train Mimi: a new one, or a published one on voices of your own.
+    """Train a new Mimi, or fine-tune a published one on your own voices.
 
     Print a configuration, put your folders in, and train:
 
@@ -42,12 +45,12 @@ def train(
         torchrun --nproc-per-node 8 --no-python mimi-hf train my.yaml
 
     The run's folder holds checkpoints, logs (log.jsonl, and TensorBoard's
-    where that is installed), `best`, and at the end `model`, which every
-    command takes as --model. After Ctrl-C or a crash the same command goes
-    on from the last checkpoint; `--fields` says what may change on the way.
+    if it is installed), `best`, and at the end `model`, which every command
+    takes as --model. After Ctrl-C or a crash the same command goes on from
+    the last checkpoint; --fields says which settings may change by then.
 
     Exit status: 0 when done, 1 when it failed, 2 for a wrong command, 130
-    when interrupted.
+    or 143 when ended by Ctrl-C or SIGTERM.
     """
     if example is not None:
         typer.echo(example_config(example), nl=False)
@@ -63,7 +66,7 @@ def train(
 
 
 def example_config(name: str) -> str:
-    """The text of a configuration that comes with the package."""
+    """Return the text of a configuration that comes with the package."""
     from importlib.resources import files
 
     if name not in EXAMPLES:
@@ -71,7 +74,7 @@ def example_config(name: str) -> str:
     return (files("mimi_hf.training") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _parse_changes(changes: list[str]) -> dict:
+def _parse_changes(changes: list[str]) -> dict[str, Any]:
     import yaml
 
     from mimi_hf.training.parsing import parse_yaml
@@ -88,7 +91,7 @@ def _parse_changes(changes: list[str]) -> dict:
     return values
 
 
-def _run(path: Path, changes: dict, quiet: bool, json: bool):
+def _run(path: Path, changes: dict[str, Any], quiet: bool, json: bool) -> None:
     from transformers.utils import logging
 
     from mimi_hf.training.config import TrainingConfig
@@ -96,45 +99,41 @@ def _run(path: Path, changes: dict, quiet: bool, json: bool):
     logging.disable_progress_bar()  # this command has its own
     if os.environ.get("RANK", "0") != "0":  # one process of several tells what there is to tell
         quiet, json = True, False
-    try:
+    with explaining():
         config = TrainingConfig.from_yaml(path, changes)
-        with _Reporter(config.optimizer.steps, quiet, json) as reporter:
-            from mimi_hf.training.run.trainer import Trainer
+        try:
+            with _Reporter(config.optimizer.steps, quiet, json) as reporter:
+                from mimi_hf.training.run.trainer import Trainer
 
-            Trainer(config, reporter).run()
-            reporter.end(config.run.output)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from the last checkpoint.", err=True)
-        raise
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise fail(describe(error)) from None
+                Trainer(config, reporter).run()
+                reporter.end(config.run.output)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted. The same command goes on from the last checkpoint.", err=True)
+            raise
 
 
 class _Reporter:
     """Shows what a [`Trainer`] reports."""
 
-    def __init__(self, steps: int, quiet: bool, json: bool):
-        from rich.console import Console
+    def __init__(self, steps: int, quiet: bool, json: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.steps, self.quiet, self.json = steps, quiet, json
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = open_console(quiet)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
         self.progress = Progress(*columns, console=self.console, transient=True, disable=quiet)
 
-    def __enter__(self):
+    def __enter__(self) -> "_Reporter":
         self.progress.start()
         self.task = self.progress.add_task("Preparing", total=self.steps)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.progress.stop()
 
-    def __call__(self, figures: dict):
+    def __call__(self, figures: dict[str, Any]) -> None:
         if self.json:
-            import json
-
-            typer.echo(json.dumps(figures))
+            typer.echo(json_lines.dumps(figures))
         if "prepared" in figures:
             self.progress.update(self.task, description=f"Preparing audio, {figures['prepared']:.0%}")
         elif "data" in figures:
@@ -147,41 +146,30 @@ class _Reporter:
             text = ", ".join([*shown, f"{figures['speed']:.0f}x real time"])
             self.progress.update(self.task, completed=figures["step"], description=text)
 
-    def _show_data(self, report: dict):
+    def _show_data(self, report: dict[str, Any]) -> None:
         left_out = ", ".join(f"{count} {why}" for why, count in report.get("left_out", {}).items())
         self.console.print(
             f"{report['hours']:.2f} h in {report['recordings']} recordings"
             + (f"; left out: {left_out} (left_out.jsonl, beside the audio, says why)" if left_out else "")
         )
 
-    def end(self, output: str):
+    def end(self, output: str) -> None:
         """Say where the model is."""
         if not self.quiet and not self.json:
             typer.echo(f"The model: {output}/model. Try: mimi-hf roundtrip IN OUT.wav --model {output}/model")
 
 
 def _describe_fields() -> str:
-    import dataclasses
-    import inspect
-    import typing
-
     from mimi_hf.training import config
 
-    parts = []
-    for group in dataclasses.fields(config.TrainingConfig):
-        kind = typing.get_type_hints(config.TrainingConfig)[group.name]
-        parts.append(_describe_group(group.name, kind, inspect.getdoc(kind)))
-    parts.append(_describe_group("data.augmentation", config.Augmentation, inspect.getdoc(config.Augmentation)))
-    return "\n\n".join(parts)
-
-
-def _describe_group(name: str, kind, text: str) -> str:
-    import dataclasses
-
-    lines = []
-    for item in dataclasses.fields(kind):
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        lines.append(f"  {name}.{item.name}" + ("" if default is dataclasses.MISSING else f" = {default!r}"))
-    return "\n".join([f"{name}: {text}", "", *lines])
+    groups: dict[str, Any] = typing.get_type_hints(config.TrainingConfig) | {"data.augmentation": config.Augmentation}
+    texts = []
+    for name, group in groups.items():
+        lines = [f"{name}: {inspect.getdoc(group)}", ""]
+        for item in dataclasses.fields(group):
+            default = item.default
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            lines.append(f"  {name}.{item.name}" + ("" if default is dataclasses.MISSING else f" = {default!r}"))
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts)

@@ -1,15 +1,15 @@
 """Metrics in processes of their own, beside the model."""
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from mimi_hf.utils.workers import end_with_parent, interrupts_held
+from mimi_hf.utils.workers import WorkerDiedError, Workers
 
 from .metrics import METRICS, Metric, Score, score
 from .report import Scores
@@ -60,7 +60,7 @@ def join_scores(scores: list[Score], weights: list[float]) -> Score:
 
 
 class Scorers:
-    """Processes that score pieces; for one job there is none, and it is done here and now.
+    """Processes that score pieces of recordings. With one job there is no process: pieces are scored in this one.
 
     metrics: what is measured.
     jobs: how many processes.
@@ -70,50 +70,42 @@ class Scorers:
         if jobs < 1:
             raise ValueError(f"jobs={jobs} must be at least 1.")
         self.metrics, self.jobs = metrics, jobs
-        self._before = set(multiprocessing.active_children())
-        self._running: deque[Future] = deque()
-        self._pool = None
-        if jobs > 1:
-            # Forked processes hang in torch's threads.
-            self._pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start)
+        self._running: deque[Future[PieceScores]] = deque()
+        start = partial(_find_metrics, [metric.name for metric in metrics])
+        self._workers = Workers(jobs, start, _score_piece_there) if jobs > 1 else None
 
     def submit(self, piece: Piece) -> Callable[[], PieceScores]:
-        """Begin to score a piece: a function that waits for the result."""
-        if self._pool is None:
+        """Begin to score a piece; returns a function that waits for the result."""
+        if self._workers is None:
             found = score_piece(piece, self.metrics)
             return lambda: found
         if len(self._running) >= 2 * self.jobs:  # audio must not pile up where the model is faster
-            _result(self._running.popleft())
-        with interrupts_held():  # the first calls start the processes, which inherit this
-            future = self._pool.submit(_score_here, piece, [metric.name for metric in self.metrics])
+            _wait_for(self._running.popleft())
+        future = self._workers.submit(piece)
         self._running.append(future)
-        return lambda: _result(future)
+        return lambda: _wait_for(future)
 
-    def __enter__(self):
+    def __enter__(self) -> "Scorers":
         return self
 
-    def __exit__(self, kind, *_):
-        if self._pool is not None:
-            if kind is not None:
-                for process in set(multiprocessing.active_children()) - self._before:
-                    process.terminate()
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, *error: Any) -> None:
+        if self._workers is not None:
+            self._workers.__exit__(*error)
 
 
-def _result(future: Future) -> PieceScores:
+def _wait_for(future: "Future[PieceScores]") -> PieceScores:
     try:
         return future.result()
-    except BrokenProcessPool:
+    except WorkerDiedError:
         raise RuntimeError(_DIED) from None
 
 
-def _start():
-    end_with_parent()
-
+def _find_metrics(names: list[str], _number: int) -> list[Metric]:
     import torch
 
     torch.set_num_threads(1)
+    return [METRICS[name] for name in names]
 
 
-def _score_here(piece: Piece, names: list[str]) -> PieceScores:
-    return score_piece(piece, [METRICS[name] for name in names])
+def _score_piece_there(metrics: list[Metric], piece: Piece) -> PieceScores:
+    return score_piece(piece, metrics)

@@ -10,8 +10,10 @@ from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
 from mimi_hf.corpus.jobs.encoding import Encoded
 from mimi_hf.corpus.jobs.output import Output
 from mimi_hf.corpus.reading import Recording, gather
-from mimi_hf.corpus.runners import local as engines
-from mimi_hf.corpus.runners.local import my_part, run_here
+from mimi_hf.corpus.runners import shard
+from mimi_hf.corpus.runners.local import run_here
+from mimi_hf.corpus.runners.ranks import my_part
+from mimi_hf.corpus.runners.ray import feed_actors
 from mimi_hf.corpus.sources import Example
 from mimi_hf.corpus.sources.codes import open_codes
 from mimi_hf.loading import ModelChoice
@@ -47,7 +49,7 @@ class Failing:
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_shard_is_tried_again_where_a_network_failed(clips, checkpoint, tmp_path, monkeypatch, times):
     pauses = []
-    monkeypatch.setattr(engines.time, "sleep", pauses.append)
+    monkeypatch.setattr(shard.time, "sleep", pauses.append)
     job = make_job(clips, tmp_path / "out", checkpoint)
     job.source = Failing(job.source, times)
     job.begin()
@@ -140,7 +142,7 @@ class Cluster:
 
 def test_actors_that_find_no_room_get_no_shards():
     pool, watched = [Actor(True), Actor(False), Actor(True)], []
-    engines._feed_actors(Cluster(), pool, deque(range(9)), lambda *told: watched.append(told))
+    feed_actors(Cluster(), pool, deque(range(9)), lambda *told: watched.append(told))
     assert sorted(pool[0].did + pool[2].did) == list(range(9))
     assert pool[1].did == []
     assert watched[-1] == (18.0, 9)

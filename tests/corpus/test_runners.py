@@ -31,7 +31,8 @@ from typer.testing import CliRunner
 
 from mimi_hf.cli import app
 from mimi_hf.corpus.jobs.tokenize import ExampleError
-from mimi_hf.corpus.runners import local as engines
+from mimi_hf.corpus.runners.local import run_here, run_processes
+from mimi_hf.corpus.runners.ray import run_ray
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 CLIPS, SHARD, SHARDS = 60, 4, 16
@@ -66,7 +67,7 @@ def assert_goes_on(corpus, output):
     job = job_of(corpus, output)
     job.begin()
     assert job.unfinished()
-    engines.run_here(job, job.unfinished(), "cpu")
+    run_here(job, job.unfinished(), "cpu")
     job.finish()
     job.output.remove_unfinished(alone=True)
     assert_undisturbed(corpus, output)
@@ -126,7 +127,7 @@ def test_workers_that_are_killed_are_replaced_and_errors_end_all(corpus, tmp_pat
 
     with Watcher(output):
         with pytest.raises(ExampleError, match=r"^broken\.wav: "):  # in the last shard
-            engines.run_processes(job, job.unfinished(), 2, "cpu", watch)
+            run_processes(job, job.unfinished(), 2, "cpu", watch)
         assert len(killed) == 2 and seen == sorted(seen)
         assert count(output) > 2 and SHARDS - 1 in job.unfinished()
         wait_until(lambda: not children(os.getpid()), 10)
@@ -152,7 +153,7 @@ class Deadly:
 
 def test_workers_that_die_again_and_again_end_the_run(tmp_path):
     with pytest.raises(RuntimeError, match=r"died 3 times without finishing a shard.*--num-proc"):
-        engines.run_processes(Deadly(tmp_path), [0, 1], 1)
+        run_processes(Deadly(tmp_path), [0, 1], 1)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -258,4 +259,4 @@ def test_ray_that_is_absent_is_explained(corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     job = make_job(corpus[0] / "in", tmp_path / "out", corpus[0] / "model")
     with pytest.raises(ImportError, match=r"pip install 'mimi_hf\[ray\]'"):
-        engines.run_ray(job, [0])
+        run_ray(job, [0])

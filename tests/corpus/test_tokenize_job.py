@@ -20,8 +20,9 @@ from mimi_hf.corpus import reading
 from mimi_hf.corpus.jobs import encoding
 from mimi_hf.corpus.jobs.output import Output
 from mimi_hf.corpus.jobs.tokenize import ExampleError
-from mimi_hf.corpus.runners import local as engines
-from mimi_hf.corpus.runners.local import my_part, run_here
+from mimi_hf.corpus.runners import shard
+from mimi_hf.corpus.runners.local import run_here
+from mimi_hf.corpus.runners.ranks import my_part
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_what_is_no_fault_of_a_recording_stops_the_shard(clips, checkpoint, tmp_
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(engines, "_PAUSES", ())
+    monkeypatch.setattr(shard, "_PAUSES", ())
     with monkeypatch.context() as patch:
         patch.setattr(*((reading, "open_blocks") if isinstance(error, OSError) else (encoding, "encode_all")), fail)
         with pytest.raises(type(error)):
