@@ -1,4 +1,4 @@
-"""The command `mimi-hf convert`, which `convert_mimi_checkpoint.py` runs too. No torch is imported before it works."""
+"""The command `mimi-hf convert`, which `convert_mimi_checkpoint.py` runs too. It imports torch only to convert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +22,13 @@ def convert(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="config.json of the original file. By default sizes are read off its tensors; attention heads, window,"
-            " dilations and sampling rate, which they do not tell, are those of kyutai/mimi.",
+            help="config.json of the original file. By default sizes are read from its tensors; attention heads,"
+            " window, dilations and sampling rate, which tensors do not show, are those of kyutai/mimi.",
             show_default=False,
         ),
     ] = None,
     to_original: Annotated[
-        bool, typer.Option("--to-original", help="Insist on a folder or id as SOURCE, refuse a file.")
+        bool, typer.Option("--to-original", help="Require a folder or id as SOURCE; refuse a file.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace OUTPUT if it exists.")] = False,
     push_to_hub: Annotated[
@@ -38,7 +38,7 @@ def convert(
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private, where the upload creates it.")
+        bool, typer.Option("--private", help="Make the repository private if the upload creates it.")
     ] = False,
 ):
     """Convert Mimi checkpoints between Kyutai's original format and transformers.
@@ -52,7 +52,9 @@ def convert(
         mimi-hf convert mimi original.safetensors
 
     The result is reloaded and compared with SOURCE bit by bit before it
-    appears; after an error nothing is written.
+    appears. After an error nothing is written.
+
+    Exit status: 0 when done, 1 when it failed, 2 for a wrong command.
     """
     if source == MIMI_TINY:
         source = ModelChoice(source).place

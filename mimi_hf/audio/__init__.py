@@ -1,11 +1,12 @@
 """Audio in and out, as numpy arrays: read, write, resample, mix."""
 
-from .blocks import AudioBlocks, read_audio, write_audio, write_blocks
+from .blocks import AUDIO_EXTENSIONS, AudioBlocks, read_audio, write_audio, write_blocks
 from .mix import mix_channels, resample
 from .pcm import PCM
 from .readers import AudioSource
 
 __all__ = [
+    "AUDIO_EXTENSIONS",
     "PCM",
     "AudioBlocks",
     "AudioSource",

@@ -72,6 +72,8 @@ def decode(
 
     A file that was cut short is decoded up to its last whole block.
 
+    Reports go to standard output, or to standard error if OUT is -.
+
     Exit status: 0 all is well; 1 something failed; 2 wrong usage; 130, 143,
     141: ended by Ctrl-C, SIGTERM, a closed pipe.
     """

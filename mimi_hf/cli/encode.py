@@ -82,6 +82,8 @@ def encode(
 
         arecord -f S16_LE -r 24000 -t wav | mimi-hf encode -k 8 - talk.mimi
 
+    Reports go to standard output, or to standard error if OUT is -.
+
     Exit status: 0 all is well; 1 something failed; 2 wrong usage; 130, 143,
     141: ended by Ctrl-C, SIGTERM, a closed pipe.
     """

@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mimi_hf.audio import AUDIO_EXTENSIONS
 from mimi_hf.utils.workers import WorkerDiedError, run_in_processes
 
 from .console import describe
 
-# What libsndfile reads, by the extensions in use.
-AUDIO = {
-    *(".wav", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
-    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),
-}
+AUDIO = {f".{extension}" for extension in AUDIO_EXTENSIONS}
 # Deaths of each process, on average, with no file done in between, after which the rest is given up.
 _MAX_DEATHS = 3
 _DIED = "processes ended before this file was done (killed, or out of memory): try again, with fewer --jobs"

@@ -38,12 +38,7 @@ AnyModelOption = Annotated[
 
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-JsonOption = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print the report as JSON on standard output (on standard error if that carries data)."
-    ),
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 JobsOption = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, help="Processes for a folder.", show_default="one for four cores; 1 on a GPU"),

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from mimi_hf import MimiFeatureExtractor, MimiModel
-from mimi_hf.audio import read_audio
+from mimi_hf.audio import AUDIO_EXTENSIONS, read_audio
 from mimi_hf.codec.quantizer import EPSILON
-from mimi_hf.corpus.sources.base import AUDIO_EXTENSIONS
 
 LIMIT = 6_000_000
 

@@ -19,9 +19,6 @@ from mimi_hf.utils.files import printable
 
 from .locations import is_url, join, read_binary
 
-# What is opened as an audio file, whatever its case.
-AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aiff", "aif", "au", "caf")
-
 _LOCAL_URL = re.compile("^(file|local)://")
 # WAV files hold the rate in 32 bits; soundfile takes one of them for the sign.
 _HIGHEST_RATE = 2**31 - 1

@@ -5,9 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from mimi_hf.audio import AUDIO_EXTENSIONS
 from mimi_hf.utils.files import printable
 
-from .base import AUDIO_EXTENSIONS, Example, Source, check_shard_size
+from .base import Example, Source, check_shard_size
 from .locations import Files
 
 

@@ -3,8 +3,10 @@
 import os
 from collections import Counter
 
+from mimi_hf.audio import AUDIO_EXTENSIONS
+
 from . import hub, manifest, parquet, webdataset
-from .base import AUDIO_EXTENSIONS, Source
+from .base import Source
 from .folder import FolderSource
 from .hub import HubSource
 from .locations import Files, extension, is_url

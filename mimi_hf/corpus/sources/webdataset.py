@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from mimi_hf.audio import AUDIO_EXTENSIONS
 from mimi_hf.utils.files import printable
 
-from .base import AUDIO_EXTENSIONS, DAMAGE, Example, Source, check_shard_size, is_damage
+from .base import DAMAGE, Example, Source, check_shard_size, is_damage
 from .locations import Files, open_binary
 
 EXTENSIONS = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")

@@ -31,11 +31,11 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from mimi_hf.audio import AUDIO_EXTENSIONS
 from mimi_hf.audio.mix import check_rate
 from mimi_hf.corpus.jobs.job import good_shard_size
 from mimi_hf.corpus.reading import UNREADABLE, check_damage, describe
 from mimi_hf.corpus.sources import Example, Source, open_source, parquet, webdataset
-from mimi_hf.corpus.sources.base import AUDIO_EXTENSIONS
 from mimi_hf.corpus.sources.folder import FolderSource
 from mimi_hf.corpus.sources.hub import HubSource
 from mimi_hf.corpus.sources.locations import is_url
