@@ -40,7 +40,7 @@ def convert(
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private if the upload creates it.")
     ] = False,
-):
+) -> None:
     """Convert Mimi checkpoints between Kyutai's original format and transformers.
 
     SOURCE decides the direction. A file in the original format becomes a

@@ -27,5 +27,6 @@ for command in (demo, encode, decode, info, tokenize, detokenize, roundtrip, eva
     app.command()(command)
 
 
-def main():
+def main() -> None:
+    """Run the command `mimi-hf`."""
     app()

@@ -52,7 +52,7 @@ def benchmark(
     ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
-):
+) -> None:
     """Measure how fast this machine encodes and decodes.
 
     Measures whole recordings, and live sessions frame by frame, and compares

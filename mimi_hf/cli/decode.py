@@ -51,7 +51,7 @@ def decode(
     force: ForceOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Decode .mimi to audio, exactly as long as what was encoded.
 
         mimi-hf decode speech.mimi speech.wav

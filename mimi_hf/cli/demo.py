@@ -36,7 +36,7 @@ def demo(
     force: ForceOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """See and hear what the codec does, offline, in seconds.
 
     Encodes a sentence, shows its tokens, writes them as a .mimi file, decodes

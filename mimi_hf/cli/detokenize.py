@@ -68,7 +68,7 @@ def detokenize(
     private: PrivateOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Decode a data set of codes to audio.
 
         mimi-hf detokenize my-codes my-audio

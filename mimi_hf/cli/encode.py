@@ -60,7 +60,7 @@ def encode(
     force: ForceOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Compress audio to .mimi: 1.1 kbps with 8 codebooks.
 
         mimi-hf encode speech.wav speech.mimi -k 8

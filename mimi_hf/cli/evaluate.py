@@ -95,7 +95,7 @@ def evaluate(
     force: ForceOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Measure how good a model is on recordings, at several bitrates.
 
         mimi-hf evaluate recordings/ results/ -k 1,2,4,8

@@ -17,7 +17,7 @@ def info(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A .mimi file.", show_default=False)],
     check: Annotated[bool, typer.Option("--check", help="Read the whole file and compare every checksum.")] = False,
     json: JsonOption = False,
-):
+) -> None:
     """Show what is in a .mimi file. Needs no model.
 
         mimi-hf info talk.mimi

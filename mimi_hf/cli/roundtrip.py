@@ -38,7 +38,7 @@ def roundtrip(
     force: ForceOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Encode a recording, decode it again, and report bitrate and speed.
 
     Listen to what a number of codebooks does to a voice:

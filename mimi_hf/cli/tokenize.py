@@ -90,7 +90,7 @@ def tokenize(
     private: PrivateOption = False,
     quiet: QuietOption = False,
     json: JsonOption = False,
-):
+) -> None:
     """Tokenize a whole data set into parquet shards of codes.
 
     Tokenize a folder of recordings, then look at the result with `datasets`:

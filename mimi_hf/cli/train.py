@@ -31,7 +31,7 @@ def train(
     fields: Annotated[bool, typer.Option("--fields", help="Print every field, what it means and its default.")] = False,
     quiet: QuietOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print figures as lines of JSON on standard output.")] = False,
-):
+) -> None:
     """Train a new Mimi, or fine-tune a published one on your own voices.
 
     Print a configuration, put your folders in, and train:

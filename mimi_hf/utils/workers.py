@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
@@ -115,7 +114,7 @@ class _Worker:
     def __init__(self, number: int, start: Callable, work: Callable):
         self.number, self.start, self.work = number, start, work
         self.process: BaseProcess | None = None
-        self.connection: Connection | None = None
+        self.connection: Any = None  # a Connection; Windows has another class
 
     def ensure_running(self) -> None:
         if self.process is None:
@@ -127,7 +126,6 @@ class _Worker:
             other.close()  # the process alone holds it, so that its death closes the pipe
 
     def do(self, task: Any) -> Any:
-        assert self.connection is not None
         try:
             self.connection.send(task)
             result, error, trace = self.connection.recv()
@@ -140,7 +138,7 @@ class _Worker:
 
     def close(self) -> None:
         """End the process, which waits for a task or is dead, and wait until it has ended."""
-        if self.process is not None and self.connection is not None:
+        if self.process is not None:
             self.connection.close()
             self.process.join(_GRACE)
             self.process.kill()
@@ -148,7 +146,7 @@ class _Worker:
             self.process = self.connection = None
 
 
-def _serve(connection: Connection, start: Callable, work: Callable, number: int) -> None:
+def _serve(connection: Any, start: Callable, work: Callable, number: int) -> None:
     """What a process does: a task after the other, until the pipe is closed."""
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()

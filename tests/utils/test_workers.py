@@ -78,7 +78,7 @@ def test_a_task_whose_process_was_killed_once_is_done(tmp_path):
 def test_deaths_without_end_give_up_what_is_left():
     results = dict(run_in_processes([3, 3, 3, 1, 2], 1, start, die_of_three))
     assert all(isinstance(result, WorkerDiedError) and not result.alone for result in results.values())
-    assert results[1].deaths == 3
+    assert {result.deaths for result in results.values() if isinstance(result, WorkerDiedError)} == {3}
     assert not active_children()
 
 
