@@ -1,5 +1,6 @@
 """The help of each command: one sentence, an example, the exit statuses."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from mimi_hf.cli import app
 
-COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+COMMANDS = sorted(callback.__name__ for command in app.registered_commands if (callback := command.callback))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,3 +27,12 @@ def test_help_teaches(command):
 def test_help_needs_no_torch():
     code = "import sys; from mimi_hf.cli import main; sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass\n"
     subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "tokenize", "detokenize", "roundtrip", "convert"])
+def test_the_installed_command_teaches(command):
+    script = os.path.join(os.path.dirname(sys.executable), "mimi-hf")
+    overview = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert command in overview
+    page = subprocess.run([script, command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"mimi-hf {command} " in page  # an example
