@@ -74,9 +74,9 @@ class MimiTrainingOutput(ModelOutput):
 
     loss: Tensor | None = None
     reconstruction_loss: Tensor | None = None
-    commitment_loss: Tensor | None = None
-    audio_values: Tensor | None = None
-    audio_codes: Tensor | None = None
-    latents: Tensor | None = None
-    semantic_latents: Tensor | None = None
-    audio_codes_mask: Tensor | None = None
+    commitment_loss: Tensor = _SET
+    audio_values: Tensor = _SET
+    audio_codes: Tensor = _SET
+    latents: Tensor = _SET
+    semantic_latents: Tensor = _SET
+    audio_codes_mask: Tensor = _SET

@@ -145,8 +145,9 @@ class Crops:
 def _whole(name: str, value: Any, least: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be a whole number.")
+    value = int(value)
     check_option(value >= least, name, value, f"at least {least}")
-    return int(value)
+    return value
 
 
 def _check_weights(weights: dict[str, float], samples: dict[str, float]) -> list[float]:

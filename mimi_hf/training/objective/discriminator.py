@@ -1,7 +1,8 @@
-"""What tells a codec's audio from real audio: convolutions on spectrograms of several resolutions."""
+"""The discriminator, which tells real audio from a codec's: convolutions on spectrograms of several resolutions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +21,20 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
     """The sizes of a [`MimiDiscriminator`]. The defaults are EnCodec's (arXiv:2210.13438, section 3.4) at 24 kHz.
 
     Args:
-        sampling_rate (int): samples per second of the audio. It is kept for whoever loads the discriminator.
+        sampling_rate (int): samples per second of the audio. For information: nothing is computed from it.
         audio_channels (int): 1 for mono, 2 for stereo.
         windows (list[int]): samples of the STFT's window at each scale, multiples of 4.
         filters (int): channels of each convolution.
         kernel_size (list[int]): taps of the first convolutions, over time and over frequency; odd.
-        dilations (list[int]): of the convolutions that follow the first, over time.
-        stride (int): of those, over frequency.
+        dilations (list[int]): over time, of the convolutions after the first.
+        stride (int): over frequency, of the convolutions after the first.
         negative_slope (float): of the leaky rectifiers.
-        compression (float): exponent of the spectrogram's magnitudes, above 0 to 1; their phases stay. 1 is EnCodec's.
-            With 0.3 (as in Ephrat et al., arXiv:1804.03619) faint harmonics and noise are seen from the first steps on,
-            which a short run needs.
+        compression (float): exponent of the spectrogram's magnitudes, above 0 to 1; phases stay. 1 is EnCodec's. With
+            0.3 (as in Ephrat et al., arXiv:1804.03619) the discriminator sees faint harmonics and noise from the first
+            steps on, which short runs need.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: for a value out of its range.
 
     Example:
 
@@ -48,17 +49,17 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        sampling_rate=24_000,
-        audio_channels=1,
-        windows=None,
-        filters=32,
-        kernel_size=None,
-        dilations=None,
-        stride=2,
-        negative_slope=0.2,
-        compression=1.0,
-        **kwargs,
-    ):
+        sampling_rate: int = 24_000,
+        audio_channels: int = 1,
+        windows: Sequence[int] | None = None,
+        filters: int = 32,
+        kernel_size: Sequence[int] | None = None,
+        dilations: Sequence[int] | None = None,
+        stride: int = 2,
+        negative_slope: float = 0.2,
+        compression: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         self.sampling_rate = sampling_rate
         self.audio_channels = audio_channels
         self.windows = _numbers(windows, [2048, 1024, 512, 256, 128])
@@ -71,7 +72,8 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the config, as transformers does, but refuse the config of another model."""
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
@@ -80,8 +82,8 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
-    def validate_architecture(self):
-        """Refuse what no discriminator can be built of."""
+    def validate_architecture(self) -> None:
+        """Raise ValueError for values that no discriminator can be built from."""
         for name in ("sampling_rate", "audio_channels", "filters", "stride"):
             check_option(is_size(getattr(self, name)), name, getattr(self, name), "a positive integer")
         for name in ("windows", "kernel_size", "dilations"):
@@ -97,9 +99,10 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
 
 @dataclass
 class MimiDiscriminatorOutput(ModelOutput):
-    """
-    logits: for each scale a Tensor, shape = (B, 1, frames, bins): high for what seems real.
-    features: for each scale what each of its layers but the last gives, Tensors, shape = (B, filters, frames, bins).
+    """The judgement of a [`MimiDiscriminator`].
+
+    logits: for each scale a Tensor, shape = (B, 1, frames, bins): high where the audio seems real.
+    features: for each scale the outputs of its layers but the last, Tensors, shape = (B, filters, frames, bins).
     """
 
     logits: tuple[Tensor, ...] | None = None
@@ -107,14 +110,16 @@ class MimiDiscriminatorOutput(ModelOutput):
 
 
 class WeightNormConv2d(nn.Module):
-    """A 2-d convolution whose weight is `gain * direction / |direction|` for each output (Salimans and Kingma,
-    arXiv:1602.07868), padded so that without a stride the size stays.
+    """A 2-d convolution with weight normalization (Salimans and Kingma, arXiv:1602.07868).
 
-    Plain parameters, where torch's own would rename and recompute the weight under way: they are saved, loaded and made
-    on the meta device like any other.
+    The weight of each output is `gain * direction / |direction|`. The padding keeps the size where there is no stride.
+    Direction and gain are plain parameters, which are saved, loaded and made on the meta device like any other; torch's
+    parametrization would rename them.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: Sequence[int], stride: int = 1, dilation: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: Sequence[int], stride: int = 1, dilation: int = 1
+    ) -> None:
         super().__init__()
         self.direction = nn.Parameter(torch.empty(outputs, inputs, *kernel_size))
         self.gain = nn.Parameter(torch.empty(outputs))
@@ -123,7 +128,7 @@ class WeightNormConv2d(nn.Module):
         self.padding = (dilation * (kernel_size[0] // 2), kernel_size[1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: Tensor, shape = (B, inputs, frames, bins) -> Tensor, shape = (B, outputs, frames, bins / stride)."""
+        """Tensor, shape = (B, inputs, frames, bins) -> Tensor, shape = (B, outputs, frames, bins / stride)."""
         norm = self.direction.flatten(1).norm(dim=1)
         weight = self.direction * (self.gain / norm)[:, None, None, None]
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation)
@@ -132,7 +137,7 @@ class WeightNormConv2d(nn.Module):
 class ScaleDiscriminator(nn.Module):
     """The discriminator of one resolution: a complex STFT as two channels, and convolutions on it."""
 
-    def __init__(self, config: MimiDiscriminatorConfig, window: int):
+    def __init__(self, config: MimiDiscriminatorConfig, window: int) -> None:
         super().__init__()
         width, size = config.filters, config.kernel_size
         self.window, self.negative_slope, self.compression = window, config.negative_slope, config.compression
@@ -143,8 +148,14 @@ class ScaleDiscriminator(nn.Module):
         self.head = WeightNormConv2d(width, 1, (3, 3))
 
     def forward(self, audio: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """audio: Tensor, shape = (B, C, N) -> logits and features, as in [`MimiDiscriminatorOutput`]."""
-        x = _spectrogram(audio, self.window, self.compression).to(self.head.gain.dtype)
+        """Judge audio, Tensor, shape = (B, C, N). Returns logits and features, see [`MimiDiscriminatorOutput`]."""
+        parts = torch.view_as_real(stft(audio, self.window))  # (B, C, frames, bins, 2)
+        if self.compression != 1:
+            power = parts.square().sum(dim=-1, keepdim=True)
+            parts = parts * (power + FLOOR**2) ** ((self.compression - 1) / 2)  # the floor bounds the slope at silence
+        # (B, 2 * C, frames, bins), channels last in memory
+        x = parts.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.head.gain.dtype)
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), self.negative_slope)
@@ -152,18 +163,8 @@ class ScaleDiscriminator(nn.Module):
         return self.head(x), tuple(features)
 
 
-def _spectrogram(audio: Tensor, window: int, compression: float) -> Tensor:
-    """audio: Tensor, shape = (B, C, N) -> Tensor, shape = (B, 2 * C, frames, bins), channels last in memory."""
-    parts = torch.view_as_real(stft(audio, window))  # (B, C, frames, bins, 2)
-    if compression != 1:
-        power = parts.square().sum(dim=-1, keepdim=True)
-        parts = parts * (power + FLOOR**2) ** ((compression - 1) / 2)  # the floor bounds the slope at silence
-    return parts.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-
-
 class MimiDiscriminator(PreTrainedModel):
-    """The multi-scale STFT discriminator of EnCodec (arXiv:2210.13438, section 3.4), which Mimi was trained with, too
-    (arXiv:2410.00037, section 3.3).
+    """The multi-scale STFT discriminator of EnCodec (arXiv:2210.13438, section 3.4), which also trained Mimi.
 
     It is saved and loaded as any model: `save_pretrained`, `from_pretrained`, `push_to_hub`.
     """
@@ -174,17 +175,17 @@ class MimiDiscriminator(PreTrainedModel):
     main_input_name = "audio"
     input_modalities = "audio"
 
-    def __init__(self, config: MimiDiscriminatorConfig):
+    def __init__(self, config: MimiDiscriminatorConfig) -> None:
         super().__init__(config)
         config.validate_architecture()
         self.scales = nn.ModuleList(ScaleDiscriminator(config, window) for window in config.windows)
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, WeightNormConv2d):
-            # The variance of what comes in goes out, after the rectifier.
+            # Keeps the variance from input to output, rectifier included.
             init.normal_(module.direction)
             init.constant_(module.gain, nn.init.calculate_gain("leaky_relu", self.config.negative_slope))
             init.zeros_(module.bias)
@@ -194,7 +195,7 @@ class MimiDiscriminator(PreTrainedModel):
 
         Args:
             audio: Tensor, shape = (B, audio_channels, N), at `config.sampling_rate`, about -1 to 1.
-            return_dict: a tuple instead of a [`MimiDiscriminatorOutput`] where False.
+            return_dict: where False, return a tuple in place of a [`MimiDiscriminatorOutput`].
 
         Raises:
             ValueError: for another shape.
@@ -210,7 +211,7 @@ class MimiDiscriminator(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
 
-def _numbers(values, default: list[int]):
+def _numbers(values: Any, default: list[int]) -> Any:
     if values is None:
         return default
     return list(values) if isinstance(values, list | tuple) else values

@@ -1,7 +1,8 @@
-"""What makes the semantic codebook semantic: it learns to tell what a speech model tells of the audio."""
+"""Distillation, which makes the semantic codebook semantic: it learns to predict the features of a speech model."""
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,32 +10,33 @@ from torch import Tensor, nn
 
 from mimi_hf.codec.losses import in_single_precision
 
-# Zero crossings of the resampler's sinc on each side, and where its pass band ends, as a share of half the lower rate.
+# Of the resampler: zero crossings of its sinc on each side, and the end of its pass band as a share of half the lower
+# rate.
 _CROSSINGS, _ROLLOFF = 24, 0.95
 
 
 class SemanticTeacher:
-    """A speech model's view of audio, at the frame rate of a codec (Moshi, arXiv:2410.00037, section 3.3.3).
+    """The features of a speech model, at the frame rate of a codec (Moshi, arXiv:2410.00037, section 3.3.3).
 
-    Each frame of the codec gets the mean of the teacher's frames that lie in two frames' length around its middle, as
-    in the paper, which pools WavLM's 50 frames a second with kernel 8 and stride 4. Teachers see the whole clip, what
-    is to come included, and pooling reaches half a frame ahead, too: the codec, which is causal, learns to foretell
-    what it can of that. The teacher itself is not trained.
+    Each frame of the codec gets the mean of the teacher's frames within one codec frame of its middle, as in the paper,
+    which pools WavLM's 50 frames per second with kernel 8 and stride 4. The teacher sees the whole clip, the future
+    included, and pooling reaches half a frame ahead. The codec is causal, and learns to predict what it can of that.
+    The teacher is not trained.
 
     Args:
         name: a folder, or the id of a model on the Hub, of the family of wav2vec 2.0 (WavLM, HuBERT, data2vec, …).
-        sampling_rate: samples per second of the audio to come.
-        frame_size: samples in a frame of the codec.
+        sampling_rate: samples per second of the audio.
+        frame_size: samples per frame of the codec.
         device: where the teacher runs.
-        layer: whose output is taken, counted from 1; the last, with the norm that follows it, by default.
+        layer: the layer whose output is used, counted from 1. By default the last, with the norm that follows it.
         revision: of the model on the Hub.
 
     Attributes:
-        width: T, of what it gives.
+        width: size of the features, T.
 
     Raises:
-        OSError: there is no such model here, and it cannot be fetched.
-        ValueError: the model is no such teacher, or has no such layer.
+        OSError: the model is not here, and cannot be fetched.
+        ValueError: the model is of another family, or has no such layer.
     """
 
     def __init__(
@@ -42,10 +44,10 @@ class SemanticTeacher:
         name: str,
         sampling_rate: int,
         frame_size: int,
-        device="cpu",
+        device: torch.device | str = "cpu",
         layer: int | None = None,
         revision: str | None = None,
-    ):
+    ) -> None:
         self.model, self._rate, self._normalizes = _load(name, revision)
         config = self.model.config
         if layer is not None and not 1 <= layer <= config.num_hidden_layers:
@@ -59,9 +61,16 @@ class SemanticTeacher:
 
     @torch.no_grad()
     def __call__(self, audio: Tensor) -> Tensor:
-        """audio: Tensor, shape = (B, C, N), about -1 to 1, where the teacher is -> Tensor, shape = (B, F, T), float32.
+        """Compute the features of audio.
 
-        F is the number of the codec's frames, the last of which may be partial.
+        Args:
+            audio: Tensor, shape = (B, C, N), about -1 to 1, on the teacher's device.
+
+        Returns:
+            Tensor, shape = (B, F, T), float32, for F frames of the codec. The last frame may be partial.
+
+        Raises:
+            ValueError: for another shape, or no samples.
         """
         if audio.dim() != 3 or 0 in audio.shape:
             raise ValueError(f"audio has shape {tuple(audio.shape)}, but (batch, channels, samples) is needed.")
@@ -69,39 +78,37 @@ class SemanticTeacher:
         mono = resample(audio.float().mean(dim=1), self._sampling_rate, self._rate)
         if self._normalizes:
             mono = (mono - mono.mean(dim=1, keepdim=True)) / (mono.var(dim=1, keepdim=True, correction=0) + 1e-7).sqrt()
-        # With silence around it, frame i lies about sample (i + 0.5) * hop, and every hop has its frame.
+        # Padded with silence, so that frame i of the teacher has its middle at sample (i + 0.5) * hop.
         margin = self._field - self._hop
         missing = -mono.shape[1] % self._hop
         mono = F.pad(mono, (margin // 2, margin - margin // 2 + missing))
-        hidden = self._hidden(mono)
+        output = self.model(mono.to(next(self.model.parameters()).dtype), output_hidden_states=self.layer is not None)
+        hidden = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
         pooling = self._pooling(frames, hidden.shape[1]).to(hidden.device)
         return torch.einsum("fl,blt->bft", pooling, hidden.float())
 
-    def _hidden(self, mono: Tensor) -> Tensor:
-        dtype = next(self.model.parameters()).dtype
-        output = self.model(mono.to(dtype), output_hidden_states=self.layer is not None)
-        return output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-
     def _pooling(self, frames: int, teacher_frames: int) -> Tensor:
-        """The share of the teacher's frames in each of the codec's: Tensor, shape = (frames, teacher_frames)."""
+        """Weights that average the teacher's frames for each codec frame: Tensor, shape = (frames, teacher_frames)."""
         length = self._frame_size / self._sampling_rate
         middles = (torch.arange(frames, dtype=torch.float64) + 0.5) * length
         teacher = (torch.arange(teacher_frames, dtype=torch.float64) + 0.5) * (self._hop / self._rate)
         distance = (middles[:, None] - teacher).abs()
-        # Of a teacher that is slower than that, the nearest.
+        # A teacher with fewer frames than the codec gives its nearest frame.
         inside = distance < torch.clamp(distance.min(dim=1, keepdim=True).values + 1e-9, min=length)
         return (inside / inside.sum(dim=1, keepdim=True)).float()
 
 
 @in_single_precision
 def distillation_loss(semantic_latents: Tensor, teacher: Tensor, projection: nn.Linear) -> Tensor:
-    """Mean over frames of 1 - the cosine between what the teacher says and a linear projection of what the semantic
-    codebook says (Moshi, arXiv:2410.00037, section 3.3.3).
+    """Compute the distillation loss (Moshi, arXiv:2410.00037, section 3.3.3).
+
+    It is the mean over frames of 1 - the cosine between the teacher's features and a linear projection of the latents
+    of the semantic codebook.
 
     Args:
         semantic_latents: Tensor, shape = (B, F, D).
-        teacher: Tensor, shape = (B, F, T), of [`SemanticTeacher`]. No gradient goes through it.
-        projection: from D to T; it is trained with the codec, and not needed afterwards.
+        teacher: Tensor, shape = (B, F, T), from [`SemanticTeacher`]. It gets no gradient.
+        projection: from D to T. It is trained with the codec, and dropped afterwards.
 
     Returns:
         Tensor, shape = (), from 0 to 2.
@@ -118,9 +125,14 @@ def distillation_loss(semantic_latents: Tensor, teacher: Tensor, projection: nn.
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Change the sampling rate, on any device, by a sinc under a Hann window (Smith and Gossett, ICASSP 1984).
+    """Change the sampling rate by a sinc with a Hann window (Smith and Gossett, ICASSP 1984), on any device.
 
-    audio: Tensor, shape = (B, N), float32 -> Tensor, shape = (B, N * to_rate / from_rate, rounded up).
+    Args:
+        audio: Tensor, shape = (B, N), float32.
+        from_rate, to_rate: samples per second, before and after.
+
+    Returns:
+        Tensor, shape = (B, N * to_rate / from_rate), rounded up.
     """
     if from_rate == to_rate:
         return audio
@@ -134,11 +146,11 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return phases.transpose(1, 2).flatten(1)[:, :length]
 
 
-# Made outside of inference mode, whose tensors no later backward pass may use.
+# Made outside of inference mode: no backward pass may use a tensor made there.
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _resampling_kernel(down: int, up: int, device: torch.device) -> tuple[Tensor, int]:
-    """A filter for each of `up` phases: Tensor, shape = (up, 1, taps); and how many samples it reaches back."""
+    """Return a filter for each of `up` phases, Tensor, shape = (up, 1, taps), and how many samples it reaches back."""
     cutoff = _ROLLOFF * min(1.0, up / down)
     reach = math.ceil(_CROSSINGS / cutoff)
     taps = torch.arange(-reach, reach + down, dtype=torch.float64)
@@ -148,8 +160,8 @@ def _resampling_kernel(down: int, up: int, device: torch.device) -> tuple[Tensor
     return (cutoff * torch.sinc(time) * hann).float()[:, None].to(device), reach
 
 
-def _load(name: str, revision: str | None) -> tuple[nn.Module, int, bool]:
-    """A model, the sampling rate that it needs, and whether it needs audio of mean 0 and variance 1."""
+def _load(name: str, revision: str | None) -> tuple[Any, int, bool]:
+    """Return the model, its sampling rate, and whether it needs audio of mean 0 and variance 1."""
     from transformers import AutoFeatureExtractor, AutoModel
 
     try:
@@ -163,14 +175,14 @@ def _load(name: str, revision: str | None) -> tuple[nn.Module, int, bool]:
     missing = [field for field in ("conv_stride", "conv_kernel", "hidden_size") if not hasattr(model.config, field)]
     if missing or model.main_input_name != "input_values":
         raise ValueError(
-            f"{name} is a model of type {model.config.model_type!r}, but teachers are of the family of wav2vec 2.0:"
-            " they take samples, through convolutions. Name one of those, such as microsoft/wavlm-large."
+            f"{name} is a model of type {model.config.model_type!r}, but teachers are of the family of wav2vec 2.0,"
+            " which takes samples. Name one of those, such as microsoft/wavlm-large."
         )
     return model, extractor.sampling_rate, bool(getattr(extractor, "do_normalize", False))
 
 
-def _frame_geometry(config) -> tuple[int, int]:
-    """Samples from frame to frame of the teacher's convolutions, and samples that each frame sees."""
+def _frame_geometry(config: Any) -> tuple[int, int]:
+    """Return the stride and the receptive field, in samples, of the teacher's convolutions."""
     hop, field = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         field += (kernel - 1) * hop

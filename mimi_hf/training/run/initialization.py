@@ -1,32 +1,40 @@
-"""A start from which a new model learns at once.
+"""Initialisation of a new model from data, so that it learns from the first step on.
 
-The usual initialisation knows no data: a new Mimi's audio is tens of times too loud, and it takes thousands of steps to
-come down. Here every layer is scaled to unit variance on real audio, one after the other (Mishkin and Matas 2015,
+The usual initialisation knows no data: the output of a new Mimi is tens of times too loud, and takes thousands of steps
+to come down. Here every layer is scaled to unit variance on real audio, one after the other (Mishkin and Matas 2015,
 arXiv:1511.06422).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mimi_hf.codec.causal_conv import CausalConv1d, CausalConvTranspose1d
-from mimi_hf.codec.quantizer import QuantizerTraining
+from mimi_hf.codec.codebook_learning import QuantizerTraining
 from mimi_hf.codec.seanet import ResidualBlock
 from mimi_hf.codec.transformer import LayerScale
+from mimi_hf.modeling_mimi import MimiModel
 
 BRANCH_SCALE = 0.3  # of a residual branch beside its stream
 LAYER_SCALE = 0.1
 
 
 @torch.no_grad()
-def initialize(model, audio: Tensor):
+def initialize(model: MimiModel, audio: Tensor) -> None:
     """Scale each layer of a new model so that its outputs have unit variance.
 
     Args:
-        model: a new [`MimiModel`].
+        model: a new model.
         audio: Tensor, shape = (B, 1, N), speech of about unit variance.
     """
-    _initialize_projections(model)
-    targets = {}
+    # The two projections of a quantizer are inverse to each other, within a subspace.
+    for half, _ in model.quantizer.halves():
+        if half.input_proj is not None and half.output_proj is not None:
+            nn.init.orthogonal_(half.input_proj.weight)
+            half.output_proj.weight.copy_(half.input_proj.weight.transpose(0, 1))
+    targets: dict[nn.Module, float] = {}
     for module in model.modules():  # a residual block comes before its layers
         if isinstance(module, LayerScale):
             module.scale.fill_(LAYER_SCALE)
@@ -48,10 +56,10 @@ def initialize(model, audio: Tensor):
         model.train(training)
 
 
-def _rescale(target: float):
-    """A hook that scales a layer, and what it has just given, to a standard deviation. Its bias starts at 0."""
+def _rescale(target: float) -> Callable[[nn.Module, Any, Any], Any]:
+    """Make a hook that scales a layer, and its output, to a standard deviation, and sets its bias to 0."""
 
-    def hook(module, _inputs, outputs):
+    def hook(module: Any, _inputs: Any, outputs: Any) -> Any:
         y = outputs[0] if isinstance(outputs, tuple) else outputs
         layer = module if isinstance(module, nn.Linear) else module.conv
         if layer.bias is not None:
@@ -65,19 +73,13 @@ def _rescale(target: float):
     return hook
 
 
-def _initialize_projections(model):
-    """Latents pass both projections of a quantizer as their part in a subspace, unchanged there."""
-    for half, _ in model.quantizer.halves():
-        if half.input_proj is not None:
-            nn.init.orthogonal_(half.input_proj.weight)
-            half.output_proj.weight.copy_(half.input_proj.weight.transpose(0, 1))
-
-
 @torch.no_grad()
-def fold_scale(model, scale: float):
-    """Take a factor that audio was multiplied by before the model, and divided by after it, into its weights."""
-    model.encoder.layers[0].conv.weight.mul_(scale)
-    last = model.decoder.layers[-1].conv
+def fold_scale(model: MimiModel, scale: float) -> None:
+    """Fold a factor of the audio into the weights: multiply the input by `scale`, and divide the output by it."""
+    first: Any = model.encoder.layers[0]
+    first.conv.weight.mul_(scale)
+    output: Any = model.decoder.layers[-1]
+    last = output.conv
     last.weight.div_(scale)
     if last.bias is not None:
         last.bias.div_(scale)

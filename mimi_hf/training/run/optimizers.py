@@ -1,39 +1,49 @@
-"""Optimizers of a training run: Muon for matrices, AdamW for the rest; and the moving average of weights."""
+"""Optimizers of a training run: Muon for matrices, AdamW for the rest; and the moving average of the weights."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-# Of the quintic iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon").
+from mimi_hf.modeling_mimi import MimiModel
+from mimi_hf.training.config import OptimizerOptions
+
+# Coefficients of the quintic iteration that drives singular values towards 1 (Jordan et al. 2024, "Muon").
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are orthogonalised (Jordan et al. 2024), scaled to the size of AdamW's updates
-    (Liu et al. 2025, arXiv:2502.16982, section 2.2). Kernels of convolutions are matrices of (out, in * taps).
+    """Momentum with orthogonalised updates (Jordan et al. 2024), as large as those of AdamW.
+
+    The scale is that of Liu et al. 2025 (arXiv:2502.16982, section 2.2). Kernels of convolutions are matrices of
+    (out, in * taps).
 
     Args:
-        params: of two or more dimensions.
+        params: parameters of two or more dimensions, or groups of them.
+        lr: the learning rate.
         momentum: of the gradients, in Nesterov's form.
         weight_decay: decoupled, as in AdamW.
-        dtype: what matrices are orthogonalised in, their own by default. bfloat16 is enough, and where the processor
-            has it several times faster.
+        dtype: dtype to orthogonalise in; by default that of the parameters. bfloat16 is enough, and several times
+            faster where the processor has it.
     """
 
     def __init__(
         self,
-        params,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 3e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype | None = None,
-    ):
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the parameters by their gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -47,15 +57,16 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict):
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum, rate = group["momentum"], group["lr"]
         directions = []
         for parameter in parameters:
             state = self.state[parameter]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            directions.append(parameter.grad.lerp(state["momentum"], momentum).flatten(1))
+            gradient: Any = parameter.grad
+            state["momentum"].lerp_(gradient, 1 - momentum)
+            directions.append(gradient.lerp(state["momentum"], momentum).flatten(1))
         updates = orthogonalize(torch.stack(directions), dtype=self._dtype)
         scale = 0.2 * max(updates.shape[1:]) ** 0.5  # the root mean square that AdamW's updates have
         for parameter, update in zip(parameters, updates, strict=True):
@@ -64,14 +75,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """About U @ V.T of each matrix U @ S @ V.T.
+    """Replace the singular values of matrices by about 1.
 
     Args:
         matrices: Tensor, shape = (count, rows, columns).
-        dtype: to compute in; that of the matrices by default.
+        iterations: of the approximation.
+        dtype: dtype to compute in; by default that of the matrices.
 
     Returns:
-        Tensor of the same shape, singular values about 0.7 to 1.2.
+        Tensor of the same shape, with singular values of about 0.7 to 1.2.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -84,16 +96,18 @@ def orthogonalize(matrices: Tensor, iterations: int = 5, dtype: torch.dtype | No
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def make_optimizers(model: nn.Module, options, dtype: torch.dtype | None = None) -> list[torch.optim.Optimizer]:
-    """For the parameters that require a gradient.
+def make_optimizers(
+    model: MimiModel, options: OptimizerOptions, dtype: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
+    """Make the optimizers of the parameters that require a gradient.
 
     Args:
-        model: a [`MimiModel`].
-        options: [`OptimizerOptions`].
+        model: the model in training.
+        options: which optimizers, and their options.
         dtype: see [`Muon`].
     """
     matrices, others = [], []
-    # The first and the last convolution turn samples to features and back: no maps between features.
+    # The first and the last convolution turn samples into features and back: Muon is for maps between features.
     ends = {id(getattr(model, half).layers[index].conv.weight) for half, index in (("encoder", 0), ("decoder", -1))}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -104,34 +118,21 @@ def make_optimizers(model: nn.Module, options, dtype: torch.dtype | None = None)
     if matrices:
         optimizers.append(Muon(matrices, rate, options.momentum, decay, dtype))
     if others:
-        optimizers.append(torch.optim.AdamW(others, rate, tuple(options.betas), weight_decay=decay, fused=False))
+        optimizers.append(torch.optim.AdamW(others, rate, options.betas, weight_decay=decay, fused=False))
     return optimizers
 
 
-class WeightAverage:
-    """The exponential moving average of the parameters that learn.
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Make the exponential moving average of a model's weights, which starts from the weights as they are.
 
-    It is young at first: after `n` updates its memory is at most about `n / 10` steps long.
+    After n updates it reaches back at most about n / 10 updates, so that the first weights are soon forgotten. Buffers
+    are copied, not averaged.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
-        self._parameters = {name: item for name, item in model.named_parameters() if item.requires_grad}
-        self.average = {name: item.detach().clone() for name, item in self._parameters.items()}
+    def update(averages: Any, weights: Any, count: Any) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
-    @torch.no_grad()
-    def update(self):
-        """Take in the parameters as they are now."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(
-            list(self.average.values()), [item.detach() for item in self._parameters.values()], 1 - decay
-        )
-
-    def state_dict(self) -> dict:
-        return {"updates": self.updates, "average": self.average}
-
-    def load_state_dict(self, state: dict):
-        self.updates = state["updates"]
-        for name, average in self.average.items():
-            average.copy_(state["average"][name])
+    average = AveragedModel(model, multi_avg_fn=update)
+    average.n_averaged.fill_(1)  # the copy that it starts from: otherwise, the first update would replace it
+    return average

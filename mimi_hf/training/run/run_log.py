@@ -1,19 +1,21 @@
-"""What a run writes down as it goes: figures as lines of JSON, and, where TensorBoard is installed, its event files."""
+"""The log of a run: figures as lines of JSON, and event files where TensorBoard is installed."""
 
 import json
 from pathlib import Path
+
+from .validation import ValidationResult
 
 
 class RunLog:
     """The log of a run.
 
     Args:
-        folder: of the run; `log.jsonl` and `tensorboard/` lie in it.
-        active: False on all processes but the first, which writes nothing then.
-        step: where the run goes on; what was logged after it, by a part that was killed, is dropped.
+        folder: of the run. `log.jsonl` and `tensorboard/` lie in it.
+        active: whether to write at all: only the main process does.
+        step: the step that the run starts from. Figures of later steps, from a killed run, are dropped.
     """
 
-    def __init__(self, folder: Path, active: bool, step: int):
+    def __init__(self, folder: Path, active: bool, step: int) -> None:
         self._file = self._board = None
         if not active:
             return
@@ -29,8 +31,8 @@ class RunLog:
         except ImportError:
             pass  # `pip install tensorboard` for curves, sounds and pictures
 
-    def scalars(self, step: int, figures: dict[str, float], group: str = "train"):
-        """Write figures of a step."""
+    def write_figures(self, step: int, figures: dict[str, float], group: str = "train") -> None:
+        """Write the figures of a step."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, "group": group, **figures}) + "\n")
@@ -38,8 +40,8 @@ class RunLog:
             for name, value in figures.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
-    def audio(self, step: int, result):
-        """Write sounds and spectrograms of a [`mimi_hf.training.run.validation.ValidationResult`]."""
+    def write_audio(self, step: int, result: ValidationResult) -> None:
+        """Write the audio of a validation, and its spectrograms."""
         if self._board is None:
             return
         from mimi_hf.evaluation.picture import draw_spectrograms
@@ -49,8 +51,8 @@ class RunLog:
             picture = draw_spectrograms([samples.numpy()], result.sampling_rate)
             self._board.add_image(f"spectrogram/{kind}", picture, step, dataformats="HWC")
 
-    def close(self):
-        """Finish what is being written."""
+    def close(self) -> None:
+        """Close the files."""
         for part in (self._file, self._board):
             if part is not None:
                 part.close()

@@ -1,10 +1,11 @@
-"""The model of a run: how it begins, which parts learn, and what is saved of it."""
+"""The model of a run: how it is made, which parts are trained, and how it is exported."""
 
-import re
+import copy
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from mimi_hf.configuration_mimi import MimiConfig
 from mimi_hf.feature_extraction_mimi import MimiFeatureExtractor
@@ -24,10 +25,19 @@ _MODULES = {
 class TrainedModel:
     """A [`MimiModel`] in training.
 
-    model: in single precision; its audio is `scale` times as loud as the data.
+    model: the model, in single precision.
+    scale: multiply audio by this before the model, and divide by it after.
+
+    Args:
+        config: of the run.
+        device: where the run takes place.
+
+    Raises:
+        OSError, ValueError: the model to start from cannot be loaded.
+        ImportError: adapters are wanted, but peft is not installed.
     """
 
-    def __init__(self, config: TrainingConfig, device):
+    def __init__(self, config: TrainingConfig, device: torch.device | str) -> None:
         self._options, self._quantizer = config.model, config.quantizer
         start = config.model.start
         if start:
@@ -36,7 +46,7 @@ class TrainedModel:
             self.model = MimiModel(MimiConfig(**config.model.config))
             self.model.quantizer.reset_codebooks()
         self.scale = 1.0 if start else config.model.audio_scale
-        self.updates = "quantizer" in config.model.train and not config.model.lora_rank
+        self._learns_codebooks = "quantizer" in config.model.train and not config.model.lora_rank
         for part, modules in _MODULES.items():
             for name in modules:
                 module = getattr(self.model, name)
@@ -48,10 +58,10 @@ class TrainedModel:
 
     @property
     def quantizes(self) -> bool:
-        """Whether its codebooks have been made."""
+        """Whether the codebooks have been made."""
         return self.model.quantizer.initialized
 
-    def _add_adapters(self):
+    def _add_adapters(self) -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -61,46 +71,32 @@ class TrainedModel:
         rank = self._options.lora_rank
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), self.model)
 
-    def prepare_step(self, quantized: bool):
-        """Have the quantizer take part in the next step, or leave latents as they are."""
-        self.model.quantizer.training_options = self._quantizer.training_options(quantized, self.updates)
+    def prepare_step(self, quantized: bool) -> None:
+        """Set whether the next step quantizes latents, or leaves them as they are."""
+        self.model.quantizer.training_options = self._quantizer.training_options(quantized, self._learns_codebooks)
 
-    def export(self, average) -> MimiModel:
-        """A model of its own with the averaged weights, for audio at the level of the data, on the CPU.
+    def export(self, average: AveragedModel) -> MimiModel:
+        """Make a model with averaged weights, for audio as loud as the data, on the CPU.
 
         Args:
-            average: [`WeightAverage`] of this model.
+            average: of this model.
         """
-        state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
-        state |= {name: tensor.cpu() for name, tensor in average.average.items()}
+        model = cast(MimiModel, copy.deepcopy(average.module)).cpu()
         if self._options.lora_rank:
-            state = _merge_adapters(state, 2.0)
-        with torch.random.fork_rng(devices=[]):
-            model = MimiModel(self.model.config)
-        model.load_state_dict(state)
+            from peft.tuners.lora import LoraLayer
+
+            for name, layer in [*model.named_modules()]:
+                if isinstance(layer, LoraLayer):
+                    layer.merge()
+                    model.set_submodule(name, layer.get_base_layer())
         fold_scale(model, self.scale)
         return model.eval()
 
-    def save(self, folder: str | Path, average):
-        """Save what [`export`] gives, with its feature extractor."""
+    def save(self, folder: str | Path, average: AveragedModel) -> None:
+        """Save what [`export`] makes, with its feature extractor."""
         model = self.export(average)
         model.save_pretrained(folder)
         config = model.config
         MimiFeatureExtractor(feature_size=config.audio_channels, sampling_rate=config.sampling_rate).save_pretrained(
             folder
         )
-
-
-def _merge_adapters(state: dict[str, Tensor], scaling: float) -> dict[str, Tensor]:
-    """The weights that adapters amount to: W + scaling * B @ A."""
-    merged = {}
-    for name, tensor in state.items():
-        if ".lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        if plain != name:
-            layer = re.sub(r"\.base_layer\..*$", "", name)
-            down, up = (state[f"{layer}.lora_{end}.default.weight"] for end in "AB")
-            tensor = tensor + scaling * up @ down
-        merged[plain] = tensor
-    return merged

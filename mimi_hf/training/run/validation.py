@@ -1,6 +1,7 @@
-"""How good a model is in the middle of its training: on recordings that it never learns from."""
+"""Validation: how good the model is during training, on recordings that it is not trained on."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,23 +10,24 @@ from torch import Tensor
 
 from mimi_hf.evaluation.metrics import choose_metrics, score
 from mimi_hf.evaluation.report import CodebookUse
+from mimi_hf.modeling_mimi import MimiModel
 from mimi_hf.training.config import TrainingConfig
 from mimi_hf.training.data.audio_cache import AudioCache
 
-_PIECE = 10.0  # seconds that are measured at once
+_EXCERPT = 10.0  # seconds that are measured at once
 _WATCHED = ("mel_distance", "si_sdr")
-# How bad a model is that was never measured.
+# The badness of a model that was never measured.
 NEVER = (math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What was found.
+    """The result of a validation.
 
-    figures: means over the pieces of each metric, and `perplexity` of the codebook that is used least evenly.
-    badness: by which models are compared, the lower the better: in how many pieces the metric finds nothing to measure
-        although it does in the originals, such as speech; then its mean.
-    original, reconstruction: Tensors, shape = (N,), of the first piece.
+    figures: the mean of each metric over excerpts, and the lowest `perplexity` of a codebook.
+    badness: compares models, lower is better. First, the number of excerpts in which the metric finds something to
+        measure, such as speech, in the original but not in the reconstruction. Then the mean of the metric.
+    original, reconstruction: Tensors, shape = (N,), of the first excerpt.
     """
 
     figures: dict[str, float]
@@ -36,17 +38,17 @@ class ValidationResult:
 
 
 class Validation:
-    """Recordings to measure a model on.
+    """Measures models on recordings.
 
     Args:
-        config: of the run: how many seconds, and by which metric models are compared.
+        config: of the run. It says how many seconds to use, and which metric compares models.
         cache: the recordings.
 
     Raises:
         ImportError, ValueError: the metric's package is not installed, or there is no such metric.
     """
 
-    def __init__(self, config: TrainingConfig, cache: AudioCache):
+    def __init__(self, config: TrainingConfig, cache: AudioCache) -> None:
         self.metric = choose_metrics([config.run.metric])[0]
         self.metrics = choose_metrics(dict.fromkeys([self.metric.name, *_WATCHED]))
         self.seconds = config.data.validation_seconds
@@ -54,15 +56,15 @@ class Validation:
 
     @property
     def identity(self) -> list:
-        """What it measures, by which metric: figures of others do not compare."""
+        """The recordings and the metric. Only results of the same identity can be compared."""
         return [self.cache.folder.name, self.seconds, self.metric.name]
 
-    def run(self, model) -> ValidationResult:
-        """Measure a model, in evaluation mode, with all its codebooks."""
+    def run(self, model: MimiModel) -> ValidationResult:
+        """Measure a model, which is in evaluation mode, with all its codebooks."""
         rate = model.config.sampling_rate
         scores: dict[str, list[float]] = {metric.name: [] for metric in self.metrics}
         pairs, codes, lost = [], [], 0
-        for original in self._pieces(rate):
+        for original in self._excerpts(rate):
             audio = torch.from_numpy(original)[None, None].to(model.device)
             with torch.inference_mode():
                 code = model.encode(audio).audio_codes
@@ -79,13 +81,14 @@ class Validation:
         figures["perplexity"] = min(CodebookUse.of(one.numpy()).perplexity for one in counts)
         value = figures.get(self.metric.name, -np.inf if self.metric.higher_is_better else np.inf)
         badness = (float(lost), -value if self.metric.higher_is_better else value)
-        return ValidationResult(figures, badness, *pairs[0], rate)
+        original, decoded = pairs[0]
+        return ValidationResult(figures, badness, original, decoded, rate)
 
-    def _pieces(self, rate: int):
-        """Pieces of recordings, in turn from each source, until there are enough seconds."""
-        piece, left = round(_PIECE * rate), self.seconds * rate
+    def _excerpts(self, rate: int) -> Iterator[np.ndarray]:
+        """Cut excerpts, from each source in turn, until there are enough seconds."""
+        length, left = round(_EXCERPT * rate), self.seconds * rate
         numbers = self.cache.index[:, 3]
-        queues = [self._cuts(np.flatnonzero(numbers == source), piece) for source in np.unique(numbers)]
+        queues = [self._cut(np.flatnonzero(numbers == source), length) for source in np.unique(numbers)]
         while queues and left > 0:
             for queue in list(queues):
                 audio = next(queue, None)
@@ -95,9 +98,10 @@ class Validation:
                     yield audio[: max(1, int(left))]
                     left -= len(audio)
 
-    def _cuts(self, recordings, piece: int):
+    def _cut(self, recordings: np.ndarray, length: int) -> Iterator[np.ndarray]:
+        """Cut recordings into excerpts. A rest below a tenth of the length is dropped."""
         for recording in recordings.tolist():
-            length = int(self.cache.index[recording, 2])
-            for start in range(0, length, piece):
-                if start == 0 or length - start >= piece // 10:
-                    yield self.cache.read(recording, start, piece)
+            samples = int(self.cache.index[recording, 2])
+            for start in range(0, samples, length):
+                if start == 0 or samples - start >= length // 10:
+                    yield self.cache.read(recording, start, length)
