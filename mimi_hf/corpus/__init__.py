@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_EXPORTS` is the same list 
     from .jobs.output import Output
     from .jobs.tokenize import TokenizeJob
     from .runners.local import run_here, run_processes
+    from .runners.ranks import my_part
+    from .runners.ray import run_ray
     from .sources import Example, Source, open_source, resolve_audio
     from .sources.codes import CodesSource, open_codes
 
@@ -37,11 +39,13 @@ __all__ = [
     "Source",
     "TokenizeJob",
     "encode_examples",
+    "my_part",
     "open_codes",
     "open_source",
     "resolve_audio",
     "run_here",
     "run_processes",
+    "run_ray",
 ]
 
 # The module of each name. Python imports it on first use: a source needs no torch.
@@ -57,11 +61,13 @@ _EXPORTS = {
     "Source": "sources",
     "TokenizeJob": "jobs.tokenize",
     "encode_examples": "jobs.encoding",
+    "my_part": "runners.ranks",
     "open_codes": "sources.codes",
     "open_source": "sources",
     "resolve_audio": "sources",
     "run_here": "runners.local",
     "run_processes": "runners.local",
+    "run_ray": "runners.ray",
 }
 
 
