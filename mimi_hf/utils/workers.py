@@ -121,8 +121,9 @@ class _Worker:
             # Not forked: CUDA, and OpenMP's threads, do not survive that.
             context = get_context("spawn")
             self.connection, other = context.Pipe()
-            self.process = context.Process(target=_serve, args=(other, self.start, self.work, self.number))
-            self.process.start()
+            process = context.Process(target=_serve, args=(other, self.start, self.work, self.number))
+            process.start()
+            self.process = process
             other.close()  # the process alone holds it, so that its death closes the pipe
 
     def do(self, task: Any) -> Any:
