@@ -1,7 +1,6 @@
 """Conversion between Kyutai's original Mimi checkpoints and the format of Hugging Face transformers.
 
 Example:
-
     >>> from mimi_hf.conversion import convert_checkpoint, export_checkpoint
     >>> convert_checkpoint("tokenizer.safetensors", "mimi")  # doctest: +SKIP
     >>> export_checkpoint("mimi", "copy.safetensors")  # doctest: +SKIP
@@ -9,6 +8,12 @@ Example:
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimi_hf.conversion.architecture import infer_config
+    from mimi_hf.conversion.checkpoint import ConversionReport, convert_checkpoint, export_checkpoint
+    from mimi_hf.conversion.keys import key_table
 
 # Public names and the modules that hold them, imported on first use: they need torch, this package does not.
 _EXPORTS = {
@@ -19,21 +24,30 @@ _EXPORTS = {
     "key_table": "keys",
 }
 
-# What the name of a pickled checkpoint ends in, and of any checkpoint.
+# File name endings of pickled checkpoints, and of all checkpoints.
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
 
-__all__ = ["PICKLED", "SUFFIXES", "is_folder_or_id", *_EXPORTS]
+__all__ = [
+    "PICKLED",
+    "SUFFIXES",
+    "ConversionReport",
+    "convert_checkpoint",
+    "export_checkpoint",
+    "infer_config",
+    "is_folder_or_id",
+    "key_table",
+]
 
 
-def is_folder_or_id(source) -> bool:
-    """Whether `source` is a folder, or can be the id of a model on the Hub (`user/name`, and no file of that name)."""
+def is_folder_or_id(source: str | Path) -> bool:
+    """Return whether `source` is a folder, or can be the id of a model on the Hub: `user/name`, and no such file."""
     path, parts = Path(source), str(source).split("/")
     could_be_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..") and path.suffix not in SUFFIXES
     return path.is_dir() or (could_be_id and not path.exists())
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
         globals()[name] = value
@@ -41,5 +55,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -1,11 +1,17 @@
-"""The sizes of a codec, read off the shapes of its original tensors."""
+"""The sizes of a codec, inferred from the shapes of its original tensors."""
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from mimi_hf.configuration_mimi import MimiConfig
 
-# Tensors of which each axis is one field. Where one is missing the published size stands in, and the comparison of
-# keys that follows reports the tensor.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Tensors whose axes are fields. Where one is missing, the published size is used; the comparison of keys reports it.
 _AXES = {
     "encoder.model.0.conv.conv.weight": ("num_filters", "audio_channels", "kernel_size"),
     "encoder.model.1.block.1.conv.conv.weight": (None, None, "residual_kernel_size"),
@@ -16,21 +22,21 @@ _AXES = {
 }
 
 
-def infer_config(state) -> MimiConfig:
-    """The configuration of an original checkpoint, as far as tensors tell it.
+def infer_config(state: Mapping[str, "Tensor"]) -> MimiConfig:
+    """Infer the configuration of an original checkpoint from its tensors.
 
-    They do not tell the sampling rate, the number of attention heads, the attention window, the dilations or the
-    padding: these have the published values.
+    They do not show the sampling rate, the number of attention heads, the attention window, the dilations and the
+    padding: these get the published values.
 
     Args:
-        state (dict[str, Tensor]): an original checkpoint in the spelling of [`canonical`]; it may be incomplete.
+        state: an original checkpoint in the spelling of [`canonical`]. It may be incomplete.
 
     Raises:
         ValueError: where the sizes and the published values contradict each other.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     last = max(_indices(shapes, r"decoder\.model\.(\d+)\."), default=0)
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, axes in _AXES.items():
         shape = shapes.get(name.format(last=last), ())
         if len(shape) == len(axes):
@@ -38,27 +44,25 @@ def infer_config(state) -> MimiConfig:
     if "codebook_dim" in fields:
         fields["vector_quantization_hidden_dimension"] = fields["codebook_dim"]
     fields |= _seanet(shapes, last) | _counts(shapes)
-    fields |= _resampling(shapes, MimiConfig(**_only(fields, "upsampling_ratios")))
+    ratios = {"upsampling_ratios": fields["upsampling_ratios"]} if "upsampling_ratios" in fields else {}
+    fields |= _resampling(shapes, MimiConfig(**ratios))
     fields |= _attention(shapes, fields.get("hidden_size"))
     try:
         return MimiConfig(**fields)
     except ValueError as error:
         raise ValueError(
-            f"The sizes of these tensors do not go together with the published values of what tensors cannot tell"
+            f"The sizes of these tensors contradict the published values of what tensors do not show"
             f" (attention heads, sampling rate): {error} Pass the configuration of the checkpoint as `config`."
         ) from error
 
 
-def _only(fields, *names):
-    return {name: fields[name] for name in names if name in fields}
-
-
-def _indices(shapes, pattern):
+def _indices(shapes: Shapes, pattern: str) -> list[int]:
+    """List the numbers in the names of tensors that match."""
     return sorted({int(found[1]) for found in map(re.compile(pattern).match, shapes) if found})
 
 
-def _seanet(shapes, last):
-    fields = {"use_conv_shortcut": any(".shortcut." in name for name in shapes)}
+def _seanet(shapes: Shapes, last: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"use_conv_shortcut": any(".shortcut." in name for name in shapes)}
     kernels = [shapes[f"decoder.model.{i}.convtr.convtr.weight"][-1] for i in _transposed(shapes)]
     if kernels and all(kernel > 1 for kernel in kernels):
         fields["upsampling_ratios"] = [kernel // 2 for kernel in kernels]
@@ -70,12 +74,13 @@ def _seanet(shapes, last):
     return fields
 
 
-def _transposed(shapes):
+def _transposed(shapes: Shapes) -> list[int]:
+    """List the numbers of the decoder's transposed convolutions."""
     return _indices(shapes, r"decoder\.model\.(\d+)\.convtr\.convtr\.weight$")
 
 
-def _counts(shapes):
-    def count(pattern):
+def _counts(shapes: Shapes) -> dict[str, Any]:
+    def count(pattern: str) -> int:
         return max(_indices(shapes, pattern), default=-1) + 1
 
     semantic, acoustic = (count(rf"quantizer\.rvq_{part}\.vq\.layers\.(\d+)\.") for part in ("first", "rest"))
@@ -87,12 +92,12 @@ def _counts(shapes):
     return fields
 
 
-def _resampling(shapes, config):
-    """`config` has the ratios of the checkpoint."""
+def _resampling(shapes: Shapes, config: MimiConfig) -> dict[str, Any]:
+    """Infer the frame rate. `config` has the ratios of the checkpoint."""
     down = shapes.get("downsample.conv.conv.conv.weight", ())
     up = shapes.get("upsample.convtr.convtr.convtr.weight", ())
     kernel = down[-1] if down else up[-1] if up else 0
-    fields = {}
+    fields: dict[str, Any] = {}
     if len(up) == 3 and up[1] and up[0] % up[1] == 0:
         fields["upsample_groups"] = up[0] // up[1]
     if not kernel and _transposed(shapes):
@@ -103,7 +108,7 @@ def _resampling(shapes, config):
     return fields
 
 
-def _attention(shapes, hidden_size):
+def _attention(shapes: Shapes, hidden_size: int | None) -> dict[str, Any]:
     heads = MimiConfig().num_attention_heads
     rows = shapes.get("encoder_transformer.transformer.layers.0.self_attn.in_proj_weight", (0,))[0]
     if not hidden_size or hidden_size % heads:

@@ -1,14 +1,17 @@
-"""Whole checkpoints, converted in both directions. What is written was reloaded and compared first, bit by bit."""
+"""Conversion of checkpoints in both directions. The output is reloaded and compared, bit by bit, before it appears."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.utils import logging
 
 from mimi_hf.configuration_mimi import MimiConfig
@@ -19,7 +22,7 @@ from mimi_hf.conversion.original import read_original, sha256
 from mimi_hf.model_card import fill_card
 from mimi_hf.utils.files import written_beside
 
-# Names listed per kind of problem, before only their number is told.
+# Error messages list this many names per kind of problem, and count the others.
 _LISTED = 20
 _FOLDER = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
@@ -29,10 +32,11 @@ class ConversionReport:
     """What a conversion wrote.
 
     Attributes:
-        output (Path): the folder or file.
-        tensors, parameters (int): tensors in the original format, and numbers in them, codebooks included.
-        sha256 (str): digest of the file in the original format, whether it was read or written.
-        url (str, optional): where it was uploaded to.
+        output: the folder or file.
+        tensors: how many tensors the original format has.
+        parameters: how many numbers they hold, codebooks included.
+        sha256: digest of the file in the original format, whether it was read or written.
+        url: where it was uploaded to, or None.
     """
 
     output: Path
@@ -42,22 +46,29 @@ class ConversionReport:
     url: str | None = None
 
 
-def convert_checkpoint(source, output_dir, config=None, force=False, push_to_hub=None, private=False):
+def convert_checkpoint(
+    source: str | Path,
+    output_dir: str | Path,
+    config: MimiConfig | str | Path | None = None,
+    force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+) -> ConversionReport:
     """Convert an original Mimi checkpoint to a folder that `MimiModel.from_pretrained` loads.
 
     The folder holds `config.json`, `model.safetensors` (float32), `preprocessor_config.json` and a filled model card.
-    It appears only once it has been reloaded and found equal to `source`, bit by bit; after a failure nothing is left.
+    It appears only after it was reloaded and is equal to `source`, bit by bit. A failure leaves nothing behind.
 
     Args:
-        source (str | Path): the original file: `.safetensors`, or a pickled state dict (`.pt`, `.pth`, `.th`, `.bin`,
+        source: the original file: `.safetensors`, or a pickled state dict (`.pt`, `.pth`, `.th`, `.bin`,
             `.ckpt`), by itself or under `model` or `best_state`.
-        output_dir (str | Path): the folder to make. The folder above it must exist.
-        config (MimiConfig | str | Path, optional): the architecture, or a `config.json`. By default sizes are read off
-            the tensors, and what they do not tell (attention heads, window, sampling rate, dilations) is as published.
-        force (bool): replace an earlier conversion in `output_dir`.
-        push_to_hub (str, optional): `"user/name"`, to upload the folder to. The token is that of `hf auth login` or of
+        output_dir: the folder to make. The folder above it must exist.
+        config: the architecture, or a `config.json`. By default sizes are inferred from the tensors; what they do not
+            show (attention heads, window, sampling rate, dilations) gets the published values.
+        force: replace an earlier conversion in `output_dir`.
+        push_to_hub: `"user/name"`, to upload the folder to. The token is that of `hf auth login` or of
             the environment variable `HF_TOKEN`.
-        private (bool): whether a repository that the upload creates is private.
+        private: whether a repository that the upload creates is private.
 
     Returns:
         [`ConversionReport`]
@@ -68,7 +79,6 @@ def convert_checkpoint(source, output_dir, config=None, force=False, push_to_hub
             and not finite tensor.
 
     Example:
-
         >>> report = convert_checkpoint("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi")  # doctest: +SKIP
         >>> report.tensors  # doctest: +SKIP
         318
@@ -89,18 +99,19 @@ def convert_checkpoint(source, output_dir, config=None, force=False, push_to_hub
         temporary.mkdir()
         _write_folder(temporary, to_ours(original, config), config)
         card.save(temporary / "README.md")
-        _verify_folder(temporary, original)
+        written, written_config = _load_folder(temporary)
+        _compare(to_original(written, written_config), original)
     url = _upload(output_dir, push_to_hub, private) if push_to_hub else None
     return ConversionReport(output_dir, len(original), _count(original), digest, url)
 
 
-def export_checkpoint(folder, output_file, force=False):
+def export_checkpoint(folder: str | Path, output_file: str | Path, force: bool = False) -> ConversionReport:
     """Write a checkpoint of ours in Kyutai's original format, for Kyutai's own PyTorch, MLX and Rust implementations.
 
     Args:
-        folder (str | Path): a folder that `MimiModel.from_pretrained` loads, or the id of one on the Hub.
-        output_file (str | Path): the `.safetensors` file to make, float32. The folder above it must exist.
-        force (bool): replace a file that is there.
+        folder: a folder that `MimiModel.from_pretrained` loads, or the id of one on the Hub.
+        output_file: the `.safetensors` file to make, float32. The folder above it must exist.
+        force: replace a file that is there.
 
     Returns:
         [`ConversionReport`]
@@ -110,7 +121,6 @@ def export_checkpoint(folder, output_file, force=False):
         ValueError: `folder` is no complete Mimi checkpoint, or one that the original format cannot hold.
 
     Example:
-
         >>> report = export_checkpoint("kyutai/mimi", "mimi.safetensors")  # doctest: +SKIP
     """
     output_file = Path(output_file)
@@ -129,11 +139,11 @@ def export_checkpoint(folder, output_file, force=False):
     return ConversionReport(output_file, len(original), _count(original), digest)
 
 
-def _count(state):
+def _count(state: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
-def _read_config(config):
+def _read_config(config: MimiConfig | str | Path) -> MimiConfig:
     if isinstance(config, MimiConfig):
         return config
     path = Path(config)
@@ -142,8 +152,8 @@ def _read_config(config):
     return _mimi_config(path)
 
 
-def _mimi_config(name):
-    """The MimiConfig in a file, a folder or on the Hub; other models are refused, where transformers only warns."""
+def _mimi_config(name: str | Path) -> MimiConfig:
+    """Read a MimiConfig from a file, a folder or the Hub. Other models are refused; transformers only warns."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{str(name)!r} holds no config.json. Pass the folder that save_pretrained wrote.")
     values, _ = MimiConfig.get_config_dict(name)
@@ -155,9 +165,14 @@ def _mimi_config(name):
     return MimiConfig.from_dict(values)
 
 
-def _check_tensors(original, config, source, given):
-    """Raise one error that lists everything which keeps `original` from being a checkpoint of this architecture."""
-    expected = _expected_shapes(config)
+def _check_tensors(original: Mapping[str, Tensor], config: MimiConfig, source: str | Path, given: bool) -> None:
+    """Raise one error that lists all differences of `original` from a checkpoint of this architecture."""
+    from mimi_hf.modeling_mimi import MimiModel
+
+    with torch.device("meta"):
+        expected = {
+            name: tuple(tensor.shape) for name, tensor in to_original(MimiModel(config).state_dict(), config).items()
+        }
     shapes = {name: tuple(tensor.shape) for name, tensor in original.items()}
     problems = {
         "missing": [name for name in expected if name not in shapes],
@@ -171,14 +186,23 @@ def _check_tensors(original, config, source, given):
     }
     if not any(problems.values()):
         return
+    if "encoder.layers.0.conv.weight" in original:
+        remedy = "Its names are those of the Hub: no conversion is needed, MimiModel.from_pretrained loads its folder."
+    elif len(problems["missing"]) > len(expected) / 2:
+        remedy = "Most of it is missing: this is another model's file. Pass the checkpoint of a Mimi codec."
+    elif not any(names for kind, names in problems.items() if kind != "not finite (NaN or infinity)"):
+        remedy = "Such a codec decodes to NaN: take an earlier checkpoint, or download it again."
+    elif given:
+        remedy = "Pass the configuration that belongs to these tensors, or take the complete checkpoint."
+    else:
+        remedy = "Take the complete checkpoint; if its sizes were inferred wrongly, pass its `config`."
     raise ValueError(
-        f"{str(source)!r} is no complete checkpoint of this Mimi codec:\n{_listed(problems)}\n"
-        + _remedy(original, expected, problems, given)
+        f"{str(source)!r} is no complete checkpoint of this Mimi codec:\n{_list_problems(problems)}\n{remedy}"
     )
 
 
-def _listed(problems):
-    """Lines of `kind (how many): names`."""
+def _list_problems(problems: Mapping[str, list[str]]) -> str:
+    """Write a line per kind of problem: `kind (number): names`."""
     lines = []
     for kind, names in problems.items():
         if names:
@@ -187,47 +211,27 @@ def _listed(problems):
     return "\n".join(lines)
 
 
-def _expected_shapes(config):
-    from mimi_hf.modeling_mimi import MimiModel
-
-    with torch.device("meta"):
-        ours = MimiModel(config).state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in to_original(ours, config).items()}
-
-
-def _remedy(original, expected, problems, given):
-    if "encoder.layers.0.conv.weight" in original:
-        return "Its names are those of the Hub: nothing is to be converted, MimiModel.from_pretrained loads its folder."
-    if len(problems["missing"]) > len(expected) / 2:
-        return "Most of it is missing: this is another model's file. Pass the checkpoint of a Mimi codec."
-    if list(filter(problems.get, problems)) == ["not finite (NaN or infinity)"]:
-        return "Such a codec decodes to NaN: take an earlier checkpoint, or download it again."
-    if given:
-        return "Pass the configuration that belongs to these tensors, or take the complete checkpoint."
-    return "Take the complete checkpoint; where its sizes were misread from the tensors, pass its `config`."
-
-
-def _write_folder(folder, ours, config):
+def _write_folder(folder: Path, ours: Mapping[str, Tensor], config: MimiConfig) -> None:
     from mimi_hf.feature_extraction_mimi import MimiFeatureExtractor
 
     config = MimiConfig.from_dict({**config.to_dict(), "architectures": ["MimiModel"], "dtype": "float32"})
     config.save_pretrained(folder)
-    # "format" is what transformers asks of a file.
+    # transformers refuses a file without "format".
     ours = {name: tensor.contiguous() for name, tensor in ours.items()}
     _save(ours, folder / "model.safetensors", metadata={"format": "pt"})
     MimiFeatureExtractor(feature_size=config.audio_channels, sampling_rate=config.sampling_rate).save_pretrained(folder)
 
 
-def _save(state, path, metadata=None):
-    # safetensors makes files that only their owner can read; this one gets the permissions that the user's files have.
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    # safetensors makes files that only their owner can read: restore the permissions of the user's other files.
     path.touch()
     mode = path.stat().st_mode
     save_file(state, path, metadata)
     path.chmod(mode)
 
 
-def _load_folder(folder):
-    """The tensors of a checkpoint of ours, float32, and its configuration; refused unless complete."""
+def _load_folder(folder: str | Path) -> tuple[dict[str, Tensor], MimiConfig]:
+    """Load the tensors of a checkpoint of ours, float32, and its configuration. It must be complete."""
     from mimi_hf.modeling_mimi import MimiModel
 
     if not is_folder_or_id(folder):
@@ -243,10 +247,11 @@ def _load_folder(folder):
         )
     try:
         with _quiet():
-            # Sizes that differ are ignored only to be listed below with what else is wrong.
-            model, info = MimiModel.from_pretrained(
+            # Different sizes are ignored here, and listed below with all other problems.
+            loaded: Any = MimiModel.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            model, info = loaded
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"The weights in {str(folder)!r} cannot be read ({error}). Save or download the checkpoint again."
@@ -254,15 +259,15 @@ def _load_folder(folder):
     problems = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(problems.values()):
         raise ValueError(
-            f"{str(folder)!r} is no complete Mimi checkpoint:\n{_listed(problems)}\nPass a folder whose config.json"
-            " belongs to its weights."
+            f"{str(folder)!r} is no complete Mimi checkpoint:\n{_list_problems(problems)}\nPass a folder whose"
+            " config.json belongs to its weights."
         )
     return model.state_dict(), model.config
 
 
 @contextmanager
-def _quiet():
-    """No progress bar and no load report of transformers: what it would say is raised here as one error."""
+def _quiet() -> Iterator[None]:
+    """Silence the progress bar and the load report of transformers: their content is raised here as one error."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -274,13 +279,8 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _verify_folder(folder, original):
-    ours, config = _load_folder(folder)
-    _compare(to_original(ours, config), original)
-
-
-def _compare(found, wanted):
-    """Raise unless two state dicts hold the same names, shapes and bits; -0.0 is not 0.0."""
+def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise RuntimeError unless two state dicts have the same names, shapes and bits; -0.0 is not 0.0."""
     bits = torch.int32
     differing = set(found) ^ set(wanted)
     for name in found.keys() & wanted.keys():
@@ -293,7 +293,7 @@ def _compare(found, wanted):
         )
 
 
-def _check_output(output, force, folder):
+def _check_output(output: Path, force: bool, folder: bool) -> None:
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(
             f"{str(output.parent)!r}, where {output.name!r} is to be written, is no folder. Make it first."
@@ -318,7 +318,7 @@ def _check_output(output, force, folder):
         )
 
 
-def _check_upload(repo_id):
+def _check_upload(repo_id: str) -> None:
     validate_repo_id(repo_id)
     if get_token() is None:
         raise ValueError(
@@ -327,7 +327,7 @@ def _check_upload(repo_id):
         )
 
 
-def _upload(folder, repo_id, private):
+def _upload(folder: Path, repo_id: str, private: bool) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)

@@ -5,6 +5,13 @@ Ours are the names of `kyutai/mimi` on the Hub. The two formats hold the same nu
 """
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mimi_hf.configuration_mimi import MimiConfig
 
 # What differs inside a transformer layer; the norms have a bias too.
 _TRANSFORMER_LAYER = {
@@ -36,33 +43,37 @@ _WEIGHT_NORM = (
 )
 
 
-def key_table(config) -> dict[str, tuple[str, ...]]:
-    """Every tensor of an original checkpoint, and the tensors of ours that it holds.
+def key_table(config: "MimiConfig") -> dict[str, tuple[str, ...]]:
+    """Map the name of every tensor of an original checkpoint to the names of ours that it holds.
 
     Args:
-        config (MimiConfig): the sizes.
+        config: the sizes.
 
     Returns:
-        original name -> names of ours: one, or the three (query, key, value) that are stacked in `in_proj_weight`.
+        Original name to names of ours: one, or the three (query, key, value) that are stacked in `in_proj_weight`.
 
     Raises:
-        ValueError: for a configuration that the original format has no place for.
+        ValueError: for a configuration that the original format cannot hold.
 
     Example:
-
         >>> from mimi_hf import MimiConfig
         >>> table = key_table(MimiConfig())
         >>> len(table), table["encoder.model.0.conv.conv.weight"]
         (318, ('encoder.layers.0.conv.weight',))
     """
     _check_format(config)
-    pairs = [*_encoder(config), *_decoder(config), *_resampling(config), *_quantizer(config)]
+    pairs: list[tuple[str, str | tuple[str, ...]]] = [
+        *_encoder(config),
+        *_decoder(config),
+        *_resampling(config),
+        *_quantizer(config),
+    ]
     for half in ("encoder_transformer", "decoder_transformer"):
         pairs += _transformer(half, config.num_hidden_layers)
     return {original: (ours,) if isinstance(ours, str) else ours for original, ours in pairs}
 
 
-def _check_format(config):
+def _check_format(config: "MimiConfig") -> None:
     rules = (
         (not config.attention_bias, "attention_bias=True, but its attention has no biases"),
         (
@@ -88,12 +99,12 @@ def _check_format(config):
             )
 
 
-def _conv(original, ours):
+def _conv(original: str, ours: str) -> Iterator[tuple[str, str]]:
     for part in ("weight", "bias"):
         yield f"{original}.{part}", f"{ours}.{part}"
 
 
-def _residual_block(side, index, config):
+def _residual_block(side: str, index: int, config: "MimiConfig") -> Iterator[tuple[str, str]]:
     original, ours = f"{side}.model.{index}", f"{side}.layers.{index}"
     for j in (1, 3):  # 0 and 2 are activations
         yield from _conv(f"{original}.block.{j}.conv.conv", f"{ours}.block.{j}.conv")
@@ -101,7 +112,7 @@ def _residual_block(side, index, config):
         yield from _conv(f"{original}.shortcut.conv.conv", f"{ours}.shortcut.conv")
 
 
-def _encoder(config):
+def _encoder(config: "MimiConfig") -> Iterator[tuple[str, str]]:
     yield from _conv("encoder.model.0.conv.conv", "encoder.layers.0.conv")
     index = 1
     for _ in config.upsampling_ratios:
@@ -115,7 +126,7 @@ def _encoder(config):
     yield from _conv(f"encoder.model.{index}.conv.conv", f"encoder.layers.{index}.conv")
 
 
-def _decoder(config):
+def _decoder(config: "MimiConfig") -> Iterator[tuple[str, str]]:
     yield from _conv("decoder.model.0.conv.conv", "decoder.layers.0.conv")
     index = 1
     for _ in config.upsampling_ratios:
@@ -129,7 +140,7 @@ def _decoder(config):
     yield from _conv(f"decoder.model.{index}.conv.conv", f"decoder.layers.{index}.conv")
 
 
-def _transformer(half, num_layers):
+def _transformer(half: str, num_layers: int) -> Iterator[tuple[str, str | tuple[str, ...]]]:
     for n in range(num_layers):
         original, ours = f"{half}.transformer.layers.{n}", f"{half}.layers.{n}"
         stacked = tuple(f"{ours}.self_attn.{part}_proj.weight" for part in "qkv")
@@ -138,13 +149,13 @@ def _transformer(half, num_layers):
             yield f"{original}.{theirs}", f"{ours}.{name}"
 
 
-def _resampling(config):
+def _resampling(config: "MimiConfig") -> Iterator[tuple[str, str]]:
     if config.latent_stride > 1:
         yield "downsample.conv.conv.conv.weight", "downsample.conv.weight"
         yield "upsample.convtr.convtr.convtr.weight", "upsample.conv.weight"
 
 
-def _quantizer(config):
+def _quantizer(config: "MimiConfig") -> Iterator[tuple[str, str]]:
     semantic = config.num_semantic_quantizers
     parts = (("rvq_first", "semantic", semantic), ("rvq_rest", "acoustic", config.num_quantizers - semantic))
     for original, ours, num_layers in parts:
@@ -156,12 +167,12 @@ def _quantizer(config):
                 yield f"{original}.vq.layers.{n}._codebook.{theirs}", f"{ours}.layers.{n}.codebook.{name}"
 
 
-def to_ours(state, config) -> dict:
-    """Tensors of an original checkpoint -> tensors of ours. Exact: values are only moved.
+def to_ours(state: Mapping[str, "Tensor"], config: "MimiConfig") -> dict[str, "Tensor"]:
+    """Convert the tensors of an original checkpoint to ours. Exact: values are only moved.
 
     Args:
-        state (dict[str, Tensor]): an original checkpoint, complete, in the spelling of [`canonical`].
-        config (MimiConfig): its sizes.
+        state: an original checkpoint, complete, in the spelling of [`canonical`].
+        config: its sizes.
     """
     head_dim, ours = config.head_dim, {}
     key_rows = config.num_key_value_heads * head_dim
@@ -176,8 +187,11 @@ def to_ours(state, config) -> dict:
     return ours
 
 
-def to_original(state, config) -> dict:
-    """The inverse of [`to_ours`]. On tensors of the meta device it gives the shapes that an original file must have."""
+def to_original(state: Mapping[str, "Tensor"], config: "MimiConfig") -> dict[str, "Tensor"]:
+    """Convert our tensors to those of an original checkpoint: the inverse of [`to_ours`].
+
+    Tensors on the meta device give the shapes that an original file must have.
+    """
     original = {}
     for name, names in key_table(config).items():
         if len(names) == 1:
@@ -198,27 +212,28 @@ def to_original(state, config) -> dict:
 # dimensions, are reordered: per head, first the even rows, then the odd ones.
 
 
-def _pairs_to_halves(weight, head_dim):
+def _pairs_to_halves(weight: "Tensor", head_dim: int) -> "Tensor":
     rows, width = weight.shape  # (H * d, D)
     return weight.reshape(-1, head_dim // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
-def _halves_to_pairs(weight, head_dim):
+def _halves_to_pairs(weight: "Tensor", head_dim: int) -> "Tensor":
     rows, width = weight.shape  # (H * d, D)
     return weight.reshape(-1, 2, head_dim // 2, width).transpose(1, 2).reshape(rows, width)
 
 
-def canonical(state) -> dict:
-    """An original checkpoint in the spelling of the published file, weight normalization multiplied out.
+def canonical(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Bring an original checkpoint into the spelling of the published file, weight normalization multiplied out.
 
     Args:
-        state (dict[str, Tensor]): any spelling of it: `in_projs.0.weight`, the older names of codebook buffers,
+        state: an original checkpoint in any spelling: `in_projs.0.weight`, the older names of codebook buffers,
             `weight_g` with `weight_v`, `parametrizations.weight.original0` with `original1`.
 
     Raises:
         ValueError: where two names of the file mean the same tensor.
     """
-    renamed, source = {}, {}
+    renamed: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
     for name, tensor in _fuse_weight_norm(state).items():
         published = name
         for pattern, replacement in _OTHER_SPELLINGS:
@@ -232,7 +247,7 @@ def canonical(state) -> dict:
     return renamed
 
 
-def _fuse_weight_norm(state):
+def _fuse_weight_norm(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     fused = dict(state)
     for name in state:
         for g_suffix, v_suffix, weight in _WEIGHT_NORM:

@@ -13,21 +13,27 @@ from mimi_hf.conversion import PICKLED, SUFFIXES
 from mimi_hf.conversion.keys import canonical
 
 
-def read_original(path) -> dict[str, torch.Tensor]:
-    """The tensors of an original checkpoint, float32, in the spelling of the published file (see [`canonical`]).
+def read_original(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of an original checkpoint, float32, in the spelling of the published file (see [`canonical`]).
 
     Args:
-        path (str | Path): `.safetensors`; or a pickled state dict, by itself or under `model` or `best_state`.
+        path: `.safetensors`; or a pickled state dict, by itself or under `model` or `best_state`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds other things than tensors of floats.
+        ValueError: it cannot be read, or holds anything but tensors of floats.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint file {str(path)!r}. Check the path; nothing was written.")
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{str(path)!r} is no complete safetensors file ({error}). It may be truncated, or a Git LFS pointer in"
+                f" place of the file ({path.stat().st_size} bytes here): download it again."
+            ) from error
     elif path.suffix in PICKLED:
         state = _read_pickled(path)
     else:
@@ -35,36 +41,35 @@ def read_original(path) -> dict[str, torch.Tensor]:
             f"{str(path)!r} ends in {path.suffix!r}, but a checkpoint is recognized by one of {', '.join(SUFFIXES)}."
             " Rename the file, or pass the checkpoint itself."
         )
-    return {name: _as_float32(name, tensor, path) for name, tensor in canonical(state).items()}
+    state = canonical(state)
+    for name, tensor in state.items():
+        # The flag of a codebook was boolean in old files; anything else that is no float is a quantized weight.
+        if not (tensor.is_floating_point() or name.endswith("._initialized")):
+            raise ValueError(
+                f"{name} in {str(path)!r} has dtype {tensor.dtype}, but the weights of a codec are floats: quantized"
+                " checkpoints cannot be converted. Take the one that was quantized."
+            )
+    return {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in state.items()}
 
 
-def _read_safetensors(path):
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{str(path)!r} is no complete safetensors file ({error}). It may be truncated, or a Git LFS pointer in"
-            f" place of the file ({path.stat().st_size} bytes here): download it again."
-        ) from error
-
-
-def _read_pickled(path):
+def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        # The reason as torch gives it advises weights_only=False, which runs what the file says: it is not repeated.
+        # torch's own message advises weights_only=False, which runs code from the file: it is not repeated here.
         raise ValueError(
             f"{str(path)!r} cannot be read as plain tensors: it is damaged, or holds Python objects, which could run"
             " code and are never loaded here. Where you trust its origin, save its state dict alone, as safetensors, in"
             " the environment that made it; otherwise download it again."
         ) from error
-    # Trainers wrap the state dict, some of them twice; the best state counts before the last.
+    # Trainers wrap the state dict, some of them twice. The best state goes before the last.
     while isinstance(content, dict):
         inner = next((content[key] for key in ("best_state", "model") if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
-    others = [key for key, value in content.items() if not _is_entry(key, value)] if isinstance(content, dict) else []
+    entries = content.items() if isinstance(content, dict) else ()
+    others = [key for key, value in entries if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if not isinstance(content, dict) or others:
         found = f"also {', '.join(map(repr, others[:20]))}" if others else f"a {type(content).__name__}"
         raise ValueError(
@@ -74,22 +79,8 @@ def _read_pickled(path):
     return content
 
 
-def _is_entry(key, value):
-    return isinstance(key, str) and isinstance(value, torch.Tensor)
-
-
-def _as_float32(name, tensor, path):
-    # The flag of a codebook was boolean in old files; anything else that is not a float is a quantized weight.
-    if not (tensor.is_floating_point() or name.endswith("._initialized")):
-        raise ValueError(
-            f"{name} in {str(path)!r} has dtype {tensor.dtype}, but the weights of a codec are floats: quantized"
-            " checkpoints cannot be converted. Take the one that was quantized."
-        )
-    return tensor.detach().to(torch.float32).contiguous()
-
-
-def sha256(path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal."""
+def sha256(path: str | Path) -> str:
+    """Compute the SHA-256 digest of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

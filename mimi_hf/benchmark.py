@@ -1,4 +1,4 @@
-"""What a Mimi costs on a machine: its speed offline and its latency live, beside what the machine can do at best."""
+"""Benchmark of a model: its offline speed and live latency, compared with the rates that the machine can reach."""
 
 import math
 import statistics
@@ -27,7 +27,6 @@ def take_turns(
     The calls take turns, since machines speed up and slow down. Work queued on a GPU is waited for.
 
     Example:
-
         >>> times = take_turns({"sum": lambda: sum(range(100)), "nothing": lambda: None}, repeats=3)
         >>> {name: len(seconds) for name, seconds in times.items()}
         {'sum': 3, 'nothing': 3}
@@ -53,7 +52,6 @@ def ratios(times: dict[str, list[float]], reference: str) -> dict[str, float]:
     """How many times as long as `reference` each of the others takes: the median of the ratios turn by turn.
 
     Example:
-
         >>> ratios({"ours": [1.0, 2.0], "theirs": [3.0, 6.0]}, "ours")
         {'theirs': 3.0}
     """
@@ -68,7 +66,6 @@ def percentile(values: Iterable[float], percent: float) -> float:
     """The smallest of the values that `percent` % of them do not exceed.
 
     Example:
-
         >>> percentile(range(1, 201), 99)
         198
     """
@@ -81,7 +78,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What the machine reaches where nothing else is in the way.
+    """The rates that the machine can reach.
 
     gemm: GFLOP/s of a large square matrix product, by dtype ("float32", …).
     bandwidth: GB/s of reading memory, from a buffer larger than any cache.
@@ -132,7 +129,7 @@ def _bandwidth(megabytes: int, device, repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What one step of one frame must do at least, in one direction.
+    """The least work of one frame in one direction.
 
     operations: floating-point operations per frame and session, two per multiply-add, of each part of the codec.
         Products alone: activations, norms and sums are a few percent beside them.
@@ -171,11 +168,8 @@ def count_work(model: MimiModel, task: str, num_quantizers: int | None = None) -
     resample = model.downsample if task == "encode" else model.upsample
     used = (config.num_semantic_quantizers, max(0, levels - config.num_semantic_quantizers))
     residuals = (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer)
-    projections = [
-        residual.input_proj if task == "encode" else residual.output_proj
-        for residual, count in zip(residuals, used, strict=True)
-        if count and residual.input_proj is not None
-    ]
+    ends = [residual.input_proj if task == "encode" else residual.output_proj for residual in residuals]
+    projections = [end for end, count in zip(ends, used, strict=True) if count and end is not None]
     steps = config.latent_stride  # transformer steps per frame
     width = config.num_attention_heads * config.head_dim
     entries = levels * config.codebook_size * config.codebook_dim if task == "encode" else 0
@@ -214,11 +208,11 @@ def _products(module: nn.Module, steps: int) -> int:
 
 
 def shares(work: dict[str, float], seconds: float, gemm: float, bandwidth: float) -> dict[str, float]:
-    """The part of the machine's rates that is reached: of its matrix products, and of reading its memory.
+    """Compute the share of the machine's rates that is reached: of matrix products, and of reading memory.
 
     Args:
         work: operations and bytes, see [`Work.offline`] and [`Work.live`].
-        seconds: that the work took.
+        seconds: how long the work took.
         gemm, bandwidth: GFLOP/s and GB/s, see [`Roofline`].
     """
     return {
@@ -311,7 +305,7 @@ def benchmark(
         repeats: counted turns of the offline rows.
         frames: counted frames of the live rows.
         roofline: the machine's rates; measured where None.
-        progress: called with the part done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: for a number of codebooks that the model does not have.

@@ -1,4 +1,4 @@
-"""What the codec does to a recording, to be seen and heard: tokens, a .mimi file, audio, spectrograms, figures."""
+"""A demonstration of the codec on a recording: tokens, a .mimi file, audio, spectrograms and scores."""
 
 import math
 import time
@@ -13,24 +13,26 @@ from .bitstream import BitstreamReader
 from .evaluation.metrics import METRICS, score
 from .evaluation.picture import draw_spectrograms
 from .inference import EncodeOptions, decode_file, encode_file
+from .modeling_mimi import MimiModel
 from .utils.files import check_replaceable, written_beside
 from .utils.png import encode_png, enlarge, wheel_colors
 
 FILES = ("original.wav", "speech.mimi", "decoded.wav", "tokens.png", "spectrogram.png")
-LONGEST = 30.0  # seconds that are measured and pictured
+LONGEST = 30.0  # seconds that are scored and drawn
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What was done.
+    """The results of a demonstration.
 
+    output: the folder.
     codes: np.ndarray, shape = (K, F).
     codebook_size: V.
     duration: seconds of audio; scores and pictures are of the first [`LONGEST`] of them.
     num_bytes: of the .mimi file. original_bytes: of the same audio as 16-bit samples.
     bits_per_second: of the codes, K * log2(V) * frame rate.
     encode_seconds, decode_seconds: wall-clock time, reading and writing included.
-    scores: by the names of metrics: values, or None where one makes no sense of the audio.
+    scores: by name of the metric, or None where a metric cannot judge the audio.
     missing: labels of metrics whose packages are not installed.
     """
 
@@ -48,20 +50,28 @@ class DemoReport:
 
 
 def speech_path() -> Path:
-    """A recording that comes with the package: six seconds of a LibriVox reader (public domain), which `mimi-tiny` has
-    never learnt from."""
+    """Return the path of a recording that comes with the package.
+
+    It holds six seconds of a LibriVox reader (public domain). `mimi-tiny` was not trained on it.
+    """
     return Path(__file__).parent / "assets" / "speech.flac"
 
 
-def run_demo(model, source, output: str | Path, num_quantizers: int | None = None, force: bool = False) -> DemoReport:
-    """Send a recording through the codec, and write all that there is to see and hear into a folder, at once.
+def run_demo(
+    model: MimiModel,
+    source: str | Path,
+    output: str | Path,
+    num_quantizers: int | None = None,
+    force: bool = False,
+) -> DemoReport:
+    """Encode and decode a recording, and write what there is to see and hear into a folder, whole or not at all.
 
     Args:
-        model: a mono [`MimiModel`].
+        model: a mono model.
         source: path of an audio file.
         output: the folder, see [`mimi_hf.utils.files.check_replaceable`].
         num_quantizers: how many codebooks to use; all by default.
-        force: replace what an earlier demonstration left there.
+        force: replace the folder of an earlier demonstration.
 
     Raises:
         OSError, ValueError: the recording cannot be read, the folder cannot be written, or the model is not mono.
@@ -73,7 +83,9 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
         )
     check_replaceable(output, set(FILES), force)
     options = EncodeOptions(num_quantizers=num_quantizers)
-    _warm_up(model)
+    with torch.no_grad():  # the first call fills caches, and would distort the times
+        silence = torch.zeros(1, 1, 2 * model.config.frame_size, device=model.device, dtype=model.dtype)
+        model.decode(model.encode(silence).audio_codes)
     with written_beside(output) as aside:
         aside.mkdir()
         begin = time.perf_counter()
@@ -81,7 +93,13 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
         middle = time.perf_counter()
         decode_file(model, aside / "speech.mimi", aside / "decoded.wav")
         end = time.perf_counter()
-        _copy(source, aside / "original.wav", rate)
+        # The recording as the model hears it: mono, at its rate.
+        with (
+            AudioBlocks(source, rate, 1) as blocks,
+            write_blocks(aside / "original.wav", rate, 1, blocks.num_samples) as write,
+        ):
+            for block in blocks:
+                write(block)
         original, decoded = (_read_start(path, rate) for path in (source, aside / "decoded.wav"))
         length = min(len(original), len(decoded))
         original, decoded = original[:length], decoded[:length]
@@ -108,28 +126,14 @@ def run_demo(model, source, output: str | Path, num_quantizers: int | None = Non
     )
 
 
-def _warm_up(model):
-    """A first call fills caches; it is not what is measured."""
-    with torch.no_grad():
-        silence = torch.zeros(1, 1, 2 * model.config.frame_size, device=model.device, dtype=model.dtype)
-        model.decode(model.encode(silence).audio_codes)
-
-
-def _copy(source, path: Path, rate: int):
-    """The recording as the model hears it: mono, at its rate."""
-    with AudioBlocks(source, rate, 1) as blocks, write_blocks(path, rate, 1, blocks.num_samples) as write:
-        for block in blocks:
-            write(block)
-
-
-def _read_start(path, rate: int) -> np.ndarray:
-    """What is measured: array, shape = (N,)."""
+def _read_start(path: str | Path, rate: int) -> np.ndarray:
+    """Read what is scored and drawn: np.ndarray, shape = (N,)."""
     with AudioBlocks(path, rate, 1, duration=LONGEST) as blocks:
         return np.concatenate([block[0] for block in blocks])
 
 
 def draw_tokens(codes: np.ndarray, size: int) -> np.ndarray:
-    """Codes as a picture, a row for each codebook, a column for each frame.
+    """Draw codes as a picture, a row for each codebook, a column for each frame.
 
     Args:
         codes: np.ndarray, shape = (K, F).

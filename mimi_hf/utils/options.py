@@ -8,7 +8,6 @@ def check_option(holds: object, name: str, value: object, rule: str) -> None:
         ValueError: otherwise. It names the option, its value and the rule.
 
     Example:
-
         >>> check_option(3 >= 1, "steps", 3, "at least 1")
         >>> check_option(0 >= 1, "steps", 0, "at least 1")
         Traceback (most recent call last):

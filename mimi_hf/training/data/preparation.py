@@ -100,7 +100,6 @@ def prepare(
         OSError: a network or a disk failed. Call again to go on from there.
 
     Example:
-
         >>> cache = prepare(["recordings/", "more.parquet"], "cache")  # doctest: +SKIP
         >>> cache.report["hours"], cache.report["left_out"]  # doctest: +SKIP
         (1.27, {'silent': 3, 'unreadable': 1})

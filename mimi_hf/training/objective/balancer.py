@@ -24,7 +24,6 @@ class GradientBalancer:
         ValueError: for a weight, decay or norm out of range.
 
     Example:
-
         >>> import torch
         >>> from mimi_hf.training.objective.balancer import GradientBalancer
         >>> audio = torch.randn(2, 1, 100, requires_grad=True)

@@ -37,7 +37,6 @@ class MimiDiscriminatorConfig(PreTrainedConfig):
         ValueError: for a value out of its range.
 
     Example:
-
         >>> import torch
         >>> from mimi_hf.training.objective.discriminator import MimiDiscriminator, MimiDiscriminatorConfig
         >>> small = MimiDiscriminator(MimiDiscriminatorConfig(filters=8, windows=[1024, 512, 256]))
