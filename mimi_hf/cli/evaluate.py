@@ -216,16 +216,16 @@ class _Work:
         with spinning(f"Loading {self.model} …", self.quiet):
             from mimi_hf.evaluation.agreement import compare
             from mimi_hf.evaluation.tables import agreement_tables
-            from mimi_hf.evaluation.variants import open_engine
+            from mimi_hf.evaluation.variants import open_variant
 
             source, choice = self._open()
-            first = open_engine("eager", choice, self.device)
+            first = open_variant("eager", choice, self.device)
             first.name = f"{self.model} in {choice.dtype}"
         reports, lost = [], []
         for other in others:
             try:
                 with spinning(f"Loading {other} …", self.quiet):
-                    second = open_engine(other, choice, self.device)
+                    second = open_variant(other, choice, self.device)
                 with self._progress(f"Comparing with {other}") as update:
                     most = None if self.levels is None else max(self.levels)
                     reports.append(compare(first, second, source, most, self.seconds, self.limit_files, update))

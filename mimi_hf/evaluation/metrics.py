@@ -1,7 +1,7 @@
-"""Metrics of speech quality: what is left of a recording after the codec.
+"""Metrics of speech quality: how close a reconstruction is to the original, or how good it sounds alone.
 
 Each takes audio of shape (N,) and gives one number, or the reason why there is none: packages fail in many ways on
-silence and on a few samples, and some give numbers that mean nothing there.
+silence and on very short audio, and some return meaningless numbers there.
 """
 
 import contextlib
@@ -11,23 +11,28 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mimi_hf.audio import resample
 from mimi_hf.utils.arrays import to_numpy
 
-# Root mean square of what counts as silence, -70 dBFS: below it ViSQOL calls everything good, and PESQ nothing.
+if TYPE_CHECKING:
+    from torch import Tensor
+    from visqol import VisqolApi
+
+# Audio with a root mean square below -70 dBFS is silent: there ViSQOL rates everything as good, and PESQ nothing.
 SILENCE = 10 ** (-70 / 20)
-# Decibels beyond which SI-SDR is cut off: samples of 16 bits cannot hold more.
+# SI-SDR is clipped here: 16-bit samples cannot hold more.
 _MOST_DECIBELS = 100.0
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric found: a value, or the reason why there is none."""
+    """The value of a metric, or the reason why there is none."""
 
     value: float | None = None
     reason: str | None = None
@@ -37,21 +42,23 @@ class Score:
 class Metric:
     """A way to measure quality.
 
-    name, label: in code and files; for people.
-    measure: (reference, estimate, sampling_rate) -> float, arrays of shape (N,) and float32.
-    source: the paper.
-    modules: what it imports that is not part of this package.
-    unit: of its values; empty where they have none.
-    sampling_rate: that it is defined at, in Hz; None where it takes the audio's own.
-    shortest: seconds of audio that it needs.
-    higher_is_better: the direction.
-    needs_reference: whether it compares. One that does not is measured on originals, too.
-    needs_sound: whether it means nothing where the audio is silent.
+    name: in code and files.
+    label: the name for people.
+    measure: (reference, estimate, sampling_rate) -> float, arrays of shape (N,), float32. The reference may be None
+        only if the metric needs none.
+    source: the paper or standard that defines it.
+    modules: the optional packages that it imports.
+    unit: of its values; empty if they have none.
+    sampling_rate: the rate that it is defined at, in Hz; None if it takes any.
+    shortest: seconds of audio that it needs at least.
+    higher_is_better: whether higher values are better.
+    needs_reference: whether it compares with the original. If not, originals are measured as well.
+    needs_sound: whether it is undefined for silent audio.
     """
 
     name: str
     label: str
-    measure: Callable[[np.ndarray | None, np.ndarray, int], float]
+    measure: Callable[[Any, np.ndarray, int], float]
     source: str
     modules: tuple[str, ...] = ()
     unit: str = ""
@@ -66,35 +73,47 @@ class Metric:
         """The modules that are not installed."""
         return [name for name in self.modules if importlib.util.find_spec(name) is None]
 
-    def check_installed(self):
-        """Raise ImportError, with what to install, where something is missing."""
+    def check_installed(self) -> None:
+        """Check that the packages of this metric are installed.
+
+        Raises:
+            ImportError: one is not; the message says how to install it.
+        """
         if self.missing:
             raise ImportError(
                 f"{self.label} needs {', '.join(self.missing)}, which is not installed:"
                 " pip install 'mimi_hf[eval]'. Or leave this metric out."
             )
 
-    def score(self, reference: np.ndarray | None, estimate: np.ndarray, sampling_rate: float) -> Score:
-        """Measure audio that is at the metric's rate already; [`score`] takes any other, too.
+    def score(self, reference: np.ndarray | None, estimate: np.ndarray, sampling_rate: int) -> Score:
+        """Measure audio that already has the metric's sampling rate. The function [`score`] takes any rate.
+
+        Args:
+            reference: array, shape = (N,), float32: the original.
+            estimate: array, shape = (N,), float32: the reconstruction.
+            sampling_rate: of both, in Hz.
 
         Raises:
-            ImportError: its package is not installed.
+            ImportError: a package of this metric is not installed.
         """
         self.check_installed()
-        audio = {"original": reference, "reconstruction": estimate} if self.needs_reference else {"audio": estimate}
-        reason = self._find_obstacle(audio, sampling_rate)
+        reason = self._find_obstacle(reference if self.needs_reference else None, estimate, sampling_rate)
         if reason is not None:
             return Score(reason=reason)
         try:
             value = float(self.measure(reference, estimate, sampling_rate))
         except (MemoryError, ImportError):
             raise
-        except Exception as error:  # whatever a package does not like about one recording
-            return Score(reason=_describe(error))
+        except Exception as error:  # packages raise many kinds of errors for a single bad recording
+            text = error.args[0] if error.args else ""
+            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+            return Score(reason=f"{type(error).__name__}: {' '.join(text.split())}")
         return Score(value) if math.isfinite(value) else Score(reason=f"the result is {value}")
 
-    def _find_obstacle(self, audio: dict[str, np.ndarray], sampling_rate: float) -> str | None:
-        seconds = len(next(iter(audio.values()))) / sampling_rate
+    def _find_obstacle(self, reference: np.ndarray | None, estimate: np.ndarray, sampling_rate: int) -> str | None:
+        """Why this audio cannot be measured; None if it can."""
+        audio = {"audio": estimate} if reference is None else {"original": reference, "reconstruction": estimate}
+        seconds = len(estimate) / sampling_rate
         if not seconds:
             return "there is no audio"
         if seconds < self.shortest:
@@ -102,57 +121,70 @@ class Metric:
         for name, samples in audio.items():
             if not np.isfinite(samples).all():
                 return f"the {name} holds NaN or infinity"
-            if self.needs_sound and _root_mean_square(samples) < SILENCE:
+            if self.needs_sound and math.sqrt(np.mean(np.square(samples, dtype=np.float64))) < SILENCE:
                 return f"the {name} is silent"
         return None
 
 
 def score(
-    reference: np.ndarray | None,
-    estimate: np.ndarray,
+    reference: "np.ndarray | Tensor | None",
+    estimate: "np.ndarray | Tensor",
     sampling_rate: int,
     metrics: Iterable[str | Metric] | None = None,
 ) -> dict[str, Score]:
     """Measure one recording.
 
     Args:
-        reference: array or Tensor, shape = (N,): the original. Without one, only metrics that need none are measured.
-        estimate: array or Tensor, shape = (N,): what the codec made of it.
+        reference: array or Tensor, shape = (N,): the original. If None, only metrics that need none are measured.
+        estimate: array or Tensor, shape = (N,): the reconstruction.
         sampling_rate: of both, in Hz.
         metrics: names or [`Metric`]s; all that are installed by default.
 
     Returns:
-        dict[str, Score]: by the names of the metrics.
+        The scores, by the name of the metric.
 
     Raises:
-        ValueError: for audio of other or of different shapes, or an unknown metric.
-        ImportError: for one whose package is not installed.
+        ValueError: the audio is not of shape (N,), both differ in length, or a metric is unknown.
+        ImportError: the package of a metric is not installed.
 
     Example:
-
         >>> speech = 0.1 * np.random.default_rng(0).standard_normal(24_000)
         >>> score(speech, 0.5 * speech, 24_000, ["si_sdr"])
         {'si_sdr': Score(value=100.0, reason=None)}
     """
     chosen = [metric for metric in choose_metrics(metrics) if reference is not None or not metric.needs_reference]
-    signals = [None if audio is None else np.asarray(to_numpy(audio), np.float32) for audio in (reference, estimate)]
-    _check_shapes(*signals)
-    at_rate = {None: signals, sampling_rate: signals}
-    scores = {}
+    original = None if reference is None else np.asarray(to_numpy(reference), np.float32)
+    decoded = np.asarray(to_numpy(estimate), np.float32)
+    for audio in (original, decoded):
+        if audio is not None and audio.ndim != 1:
+            raise ValueError(f"Audio to measure has shape {audio.shape}, but (samples,) is needed. Mix the channels.")
+    if original is not None and original.shape != decoded.shape:
+        raise ValueError(
+            f"The original has {len(original)} samples and the reconstruction {len(decoded)}. Cut the longer one."
+        )
+
+    scores, at_rate = {}, {sampling_rate: (original, decoded)}
     for metric in chosen:
-        rate = metric.sampling_rate
+        rate = metric.sampling_rate or sampling_rate
         if rate not in at_rate:
-            at_rate[rate] = [None if audio is None else _resampled(audio, sampling_rate, rate) for audio in signals]
-        scores[metric.name] = metric.score(*at_rate[rate], rate or sampling_rate)
+            resampled = None if original is None else _resample(original, sampling_rate, rate)
+            at_rate[rate] = (resampled, _resample(decoded, sampling_rate, rate))
+        scores[metric.name] = metric.score(*at_rate[rate], rate)
     return scores
 
 
 def choose_metrics(names: Iterable[str | Metric] | None = None) -> list[Metric]:
-    """The metrics of these names; all that are installed by default.
+    """Find metrics by name.
+
+    Args:
+        names: names or [`Metric`]s, or a single one; all that are installed by default.
+
+    Returns:
+        The metrics in the order of their names, each once.
 
     Raises:
-        ValueError: for an unknown name, or none at all.
-        ImportError: for one whose package is not installed.
+        ValueError: a name is unknown, or none is given.
+        ImportError: the package of a metric is not installed.
     """
     if names is None:
         return [metric for metric in METRICS.values() if not metric.missing]
@@ -169,37 +201,18 @@ def choose_metrics(names: Iterable[str | Metric] | None = None) -> list[Metric]:
     return chosen
 
 
-def _check_shapes(reference: np.ndarray | None, estimate: np.ndarray):
-    for audio in (reference, estimate):
-        if audio is not None and audio.ndim != 1:
-            raise ValueError(f"Audio to measure has shape {audio.shape}, but (samples,) is needed. Mix the channels.")
-    if reference is not None and reference.shape != estimate.shape:
-        raise ValueError(
-            f"The original has {len(reference)} samples and the reconstruction {len(estimate)}. Cut the longer one."
-        )
-
-
-def _resampled(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+def _resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Audio that cannot be resampled stays as it is: each metric says what is wrong with it."""
     return resample(audio, from_rate, to_rate) if len(audio) and np.isfinite(audio).all() else audio
-
-
-def _root_mean_square(audio: np.ndarray) -> float:
-    return math.sqrt(np.mean(np.square(audio, dtype=np.float64)))
-
-
-def _describe(error: Exception) -> str:
-    text = error.args[0] if error.args else ""
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return f"{type(error).__name__}: {' '.join(text.split())}"
 
 
 # The metrics
 
 
-def _si_sdr(reference: np.ndarray, estimate: np.ndarray, _) -> float:
-    """10 log10(|s|² / |e - s|²), where s = (e·t / t·t) t is the part of the estimate e that goes along the target t."""
+def _si_sdr(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
+    """10 log10(|s|² / |e - s|²), where s = (e·t / t·t) t is the projection of the estimate e on the target t."""
     target, estimate = (audio.astype(np.float64) - audio.mean(dtype=np.float64) for audio in (reference, estimate))
-    with np.errstate(all="ignore"):  # nothing but the target, or nothing of it
+    with np.errstate(all="ignore"):  # e is a multiple of t, or orthogonal to it
         signal = (estimate @ target) / (target @ target) * target
         decibels = 10 * np.log10((signal @ signal) / np.sum(np.square(estimate - signal)))
     return float(np.clip(decibels, -_MOST_DECIBELS, _MOST_DECIBELS))
@@ -211,7 +224,9 @@ def _mel_distance(reference: np.ndarray, estimate: np.ndarray, sampling_rate: in
     from mimi_hf.codec.losses import mel_loss
 
     with torch.no_grad():
-        nepers = mel_loss(*(torch.from_numpy(audio)[None, None] for audio in (reference, estimate)), sampling_rate)
+        nepers = mel_loss(
+            torch.from_numpy(reference)[None, None], torch.from_numpy(estimate)[None, None], sampling_rate
+        )
     return float(nepers) * 20 / math.log(10)
 
 
@@ -219,7 +234,7 @@ def _stoi(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> fl
     from pystoi import stoi
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)  # it gives 1e-5 then
+        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)  # with which it returns 1e-5
         return stoi(reference, estimate, sampling_rate, extended=False)
 
 
@@ -230,25 +245,25 @@ def _pesq(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> fl
 
 
 def _visqol(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
-    signals = (audio.astype(np.float64) for audio in (reference, estimate))
-    return _visqol_model().measure_from_arrays(*signals, sampling_rate).moslqo
+    original, decoded = reference.astype(np.float64), estimate.astype(np.float64)
+    return _visqol_model().measure_from_arrays(original, decoded, sampling_rate).moslqo
 
 
 @functools.cache
-def _visqol_model():
+def _visqol_model() -> "VisqolApi":
     from visqol import VisqolApi
 
     model = VisqolApi()
-    with _standard_error_held():
-        # The mapping that the original takes. Left to itself, the package takes another one, whose values are higher
-        # by one or two, where ai-edge-litert is not installed.
+    with _standard_error_hidden():
+        # The mapping of the original ViSQOL. By default, the package falls back to another one, whose values are higher
+        # by one or two, if ai-edge-litert is not installed.
         model.create(mode="speech", use_lattice_model=True)
     return model
 
 
 @contextlib.contextmanager
-def _standard_error_held():
-    """LiteRT's greeting goes there, past Python, and no setting stops it."""
+def _standard_error_hidden() -> Iterator[None]:
+    """Hide the greeting that LiteRT writes to the file descriptor; no setting stops it."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -260,10 +275,12 @@ def _standard_error_held():
         os.close(kept)
 
 
-def _dnsmos(_, estimate: np.ndarray, sampling_rate: int) -> float:
+def _dnsmos(reference: np.ndarray | None, estimate: np.ndarray, sampling_rate: int) -> float:
     from speechmos import dnsmos
 
-    return dnsmos.run(estimate.clip(-1, 1), sampling_rate)["ovrl_mos"]
+    found = dnsmos.run(estimate.clip(-1, 1), sampling_rate)
+    assert isinstance(found, dict)  # of a single recording
+    return found["ovrl_mos"]
 
 
 _ALL = (

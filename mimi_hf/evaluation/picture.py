@@ -1,8 +1,10 @@
-"""Pictures: spectrograms, and quality against bitrate. Those with axes need matplotlib, none a display."""
+"""Pictures: spectrograms, and quality against bitrate. Plots need matplotlib, but no display."""
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,73 +13,85 @@ from mimi_hf.utils.png import enlarge, heat_colors
 
 from .report import EvaluationReport
 
-# Hertz and decibels that are shown: what carries speech, and what is heard beside its loudest parts.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+# Spectrograms show frequencies up to TOP, in Hz, and powers down to RANGE dB below the loudest: enough for speech.
 TOP, RANGE = 8000.0, 80.0
-# Seconds of a window and of a step: pitch of the deepest voices shows as harmonics, syllables as edges.
-_WINDOW, _STEP = 0.04, 0.01
+# Seconds of a window and of a hop: harmonics of the deepest voices and the edges of syllables are both visible.
+_WINDOW, _HOP = 0.04, 0.01
 _QUIETEST = 1e-9
 _COLOURS = "magma"
-_WIDTH, _HEIGHT = 10.0, 2.2  # inches of a row
+_WIDTH, _HEIGHT = 10.0, 2.2  # of a spectrogram, in inches
 
 
-def check_installed():
-    """Raise ImportError, with what to install, where matplotlib is missing."""
+def check_installed() -> None:
+    """Check that matplotlib is installed.
+
+    Raises:
+        ImportError: it is not; the message says how to install it.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("Pictures need matplotlib, which is not installed: pip install 'mimi_hf[eval]'.")
 
 
-def power_spectrogram(audio, sampling_rate: int) -> np.ndarray:
-    """The power of audio over time and frequency, in dB, under Hann windows of about 40 ms that step by 10 ms.
+def compute_spectrogram(audio: "np.ndarray | Tensor", sampling_rate: int) -> np.ndarray:
+    """Compute a power spectrogram in dB, with Hann windows of about 40 ms and a hop of 10 ms.
 
     Args:
         audio: array or Tensor, shape = (N,) or (1, N).
         sampling_rate: in Hz.
 
     Returns:
-        array, shape = (bins, steps), float32, from 0 Hz up to half the sampling rate; a full-scale sine reaches 0.
+        array, shape = (bins, hops), float32: from 0 Hz up to half the sampling rate. A full-scale sine has 0 dB.
 
     Raises:
-        ValueError: for audio of another shape, or none.
+        ValueError: the audio has another shape, or no samples.
     """
-    audio = np.asarray(to_numpy(audio), np.float64)
-    audio = audio[0] if audio.ndim == 2 and len(audio) == 1 else audio
-    if audio.ndim != 1 or not len(audio):
-        raise ValueError(f"Audio to picture has shape {audio.shape}, but (samples,) is needed. Pick or mix a channel.")
+    samples = np.asarray(to_numpy(audio), np.float64)
+    samples = samples[0] if samples.ndim == 2 and len(samples) == 1 else samples
+    if samples.ndim != 1 or not len(samples):
+        raise ValueError(
+            f"Audio to picture has shape {samples.shape}, but (samples,) is needed. Pick or mix a channel."
+        )
     window = 2 ** max(4, round(math.log2(_WINDOW * sampling_rate)))
-    step = max(1, round(_STEP * sampling_rate))
-    padded = np.pad(audio, (window // 2, window // 2))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::step]
+    hop = max(1, round(_HOP * sampling_rate))
+    padded = np.pad(samples, (window // 2, window // 2))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
     hann = np.hanning(window + 1)[:-1]
     magnitudes = np.abs(np.fft.rfft(frames * hann)) / (hann.sum() / 2)
     return (20 * np.log10(np.maximum(magnitudes, _QUIETEST))).T.astype(np.float32)
 
 
-def spectrogram(audio, sampling_rate: int, top: float = TOP):
-    """Draw spectrograms, one below the other, in the same colours.
+def plot_spectrograms(
+    audio: "np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor]", sampling_rate: int, top: float = TOP
+) -> "Figure":
+    """Plot spectrograms, one below the other, with the same colours.
 
     Args:
-        audio: array or Tensor, shape = (N,) or (1, N), or several of them by their titles.
+        audio: array or Tensor, shape = (N,) or (1, N); or several of them by their titles.
         sampling_rate: in Hz.
         top: the highest frequency to show, in Hz.
 
     Returns:
-        matplotlib.figure.Figure, for [`save`].
+        A figure of matplotlib, for [`save`].
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: for audio of another shape, or none.
+        ValueError: audio has another shape, or no samples.
 
     Example:
-
-        >>> figure = spectrogram({"original": speech, "8 codebooks": decoded}, 24_000)  # doctest: +SKIP
+        >>> figure = plot_spectrograms({"original": speech, "8 codebooks": decoded}, 24_000)  # doctest: +SKIP
         >>> save(figure, "spectrogram.png")  # doctest: +SKIP
     """
-    parts = audio if isinstance(audio, dict) else {"": audio}
-    powers = {title: power_spectrogram(samples, sampling_rate) for title, samples in parts.items()}
+    titled = audio if isinstance(audio, Mapping) else {"": audio}
+    powers = {title: compute_spectrogram(samples, sampling_rate) for title, samples in titled.items()}
     loudest = max(power.max() for power in powers.values())
     figure, rows = _make_figure(len(powers), 1, _WIDTH, _HEIGHT)
     for axes, (title, power) in zip(rows, powers.items(), strict=True):
-        span = (0, power.shape[1] * _STEP, 0, sampling_rate / 2000)
+        span = (0, power.shape[1] * _HOP, 0, sampling_rate / 2000)
         image = axes.imshow(
             power, cmap=_COLOURS, vmin=loudest - RANGE, vmax=loudest, extent=span, origin="lower", aspect="auto"
         )
@@ -90,17 +104,17 @@ def spectrogram(audio, sampling_rate: int, top: float = TOP):
 
 
 def draw_spectrograms(parts: list[np.ndarray], sampling_rate: int, top: float = TOP) -> np.ndarray:
-    """[`spectrogram`] without axes and titles, and without matplotlib: pixels, a column for each 5 ms.
+    """Draw spectrograms, one below the other, without matplotlib, axes and titles.
 
     Args:
-        parts: arrays, shape = (N,) each.
+        parts: arrays, shape = (N,).
         sampling_rate: in Hz.
         top: the highest frequency to show, in Hz.
 
     Returns:
-        array, shape = (height, width, 3), uint8, the first part at the top.
+        Pixels: array, shape = (height, width, 3), uint8, two columns per hop of 10 ms, the first array at the top.
     """
-    powers = [power_spectrogram(audio, sampling_rate) for audio in parts]
+    powers = [compute_spectrogram(audio, sampling_rate) for audio in parts]
     loudest = max(power.max() for power in powers)
     pictures = []
     for power in powers:
@@ -110,28 +124,37 @@ def draw_spectrograms(parts: list[np.ndarray], sampling_rate: int, top: float = 
     return enlarge(np.concatenate(pictures[:-1]), 1, 2)
 
 
-def quality(report: EvaluationReport):
-    """Draw quality against bitrate, a panel for each metric: the mean of the files, and half of them about it.
+def plot_quality(report: EvaluationReport) -> "Figure":
+    """Plot quality against bitrate, a panel per metric: the mean of the files, and the range between the quartiles.
+
+    Args:
+        report: of an evaluation.
 
     Returns:
-        matplotlib.figure.Figure.
+        A figure of matplotlib, for [`save`].
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     columns = min(3, len(report.metrics))
     figure, panels = _make_figure(-(-len(report.metrics) // columns), columns, 3.6, 2.8)
+    ticks = [level.bits_per_second / 1000 for level in report.levels]
     for axes, metric in zip(panels, report.metrics, strict=False):
         levels = [level for level in report.levels if level.metrics[metric.name].count]
         rates = [level.bits_per_second / 1000 for level in levels]
         summaries = [level.metrics[metric.name] for level in levels]
-        axes.fill_between(rates, [one.low for one in summaries], [one.high for one in summaries], alpha=0.2, lw=0)
-        axes.plot(rates, [one.mean for one in summaries], marker="o")
+        values = np.array([(one.mean, one.low, one.high) for one in summaries], np.float64).reshape(-1, 3)
+        axes.fill_between(rates, values[:, 1], values[:, 2], alpha=0.2, lw=0)
+        axes.plot(rates, values[:, 0], marker="o")
         original = report.originals.get(metric.name)
-        if original is not None and original.count:
+        if original is not None and original.mean is not None:
             axes.axhline(original.mean, color="0.5", ls="--", label="originals")
             axes.legend(fontsize="small", frameon=False)
-        _scale_by_rate(axes, [level.bits_per_second / 1000 for level in report.levels])
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
+        axes.set_xlabel("kbps")
         better = "higher is better" if metric.higher_is_better else "lower is better"
         axes.set_title(f"{metric.label}, {better}", fontsize="medium", loc="left")
         axes.set_ylabel(metric.unit)
@@ -141,25 +164,14 @@ def quality(report: EvaluationReport):
     return figure
 
 
-def _scale_by_rate(axes, rates: list[float]):
-    """A logarithmic axis, marked where there are figures."""
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
-    axes.set_xlim(rates[0] / 1.2, rates[-1] * 1.2)
-    axes.set_xlabel("kbps")
-
-
-def save(figure, path: Path | str):
-    """Write a picture; PNG where the name does not say otherwise."""
+def save(figure: "Figure", path: Path | str) -> None:
+    """Write a figure in the format of the path's extension, PNG if it has none."""
     path = Path(path)
     figure.savefig(path, dpi=120, format=path.suffix.lower().lstrip(".") or "png")
 
 
-def _make_figure(rows: int, columns: int, width: float, height: float):
-    """An empty figure and its panels, without pyplot, whose state belongs to the caller."""
+def _make_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Make a figure with empty panels. Pyplot is not used, as its global state belongs to the caller."""
     check_installed()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

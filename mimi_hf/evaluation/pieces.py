@@ -1,26 +1,32 @@
-"""Recordings of a source, in pieces that metrics can take."""
+"""Recordings of a source, in pieces short enough for metrics."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 
 import numpy as np
 
+from mimi_hf.codec.steps import CodecConfig
 from mimi_hf.corpus.reading import check_finite, open_blocks
 from mimi_hf.corpus.sources import Example, Source, open_source
 
-# Seconds. PESQ is defined for up to 30; a piece is of 20 where there is more, so that no end is left over that is too
+# Seconds. PESQ is defined for up to 30. Longer recordings are cut every 20, so that the rest, of 10 to 30, is never too
 # short to be measured.
 LONGEST, PIECE = 30.0, 20.0
 
 
-def open_examples(source, limit: int | None = None) -> tuple[Iterator[Example], int | None]:
-    """The first `limit` examples of a source, all by default, and how many they are, where that is known beforehand.
+def open_examples(source: Source | str | os.PathLike, limit: int | None = None) -> tuple[Iterator[Example], int | None]:
+    """Open a source of recordings.
 
     Args:
-        source: a [`Source`], or what [`mimi_hf.corpus.sources.open_source`] opens: a file, a folder, ….
+        source: a [`Source`], or what [`mimi_hf.corpus.sources.open_source`] opens: a file, a folder, a data set.
+        limit: how many examples to take, from the first; all by default.
+
+    Returns:
+        The examples, and how many there are; None if that is not known beforehand.
 
     Raises:
-        FileNotFoundError, ValueError: there is no audio.
+        FileNotFoundError, ValueError: there is no audio, or `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit_files={limit} must be at least 1, or None for all.")
@@ -32,19 +38,21 @@ def open_examples(source, limit: int | None = None) -> tuple[Iterator[Example], 
     return itertools.islice(examples, limit), count if limit is None or count is None else min(count, limit)
 
 
-def read_pieces(example: Example, config, seconds: float | None = None) -> Iterator[np.ndarray]:
-    """The audio of an example in one piece of at most 30 s, or, where it is longer, in some of 20 to 30 s at the end
-    and 20 s before it, at the rate of a model.
+def read_pieces(example: Example, config: CodecConfig, seconds: float | None = None) -> Iterator[np.ndarray]:
+    """Read the audio of an example in pieces, at the sampling rate of a codec.
+
+    A recording of at most 30 s is one piece. A longer one is cut into pieces of 20 s and a last one of 10 to 30 s.
 
     Args:
-        config: the model's, a [`MimiConfig`].
-        seconds: how much of it to read, from its start; all by default.
+        example: from a source.
+        config: of the codec.
+        seconds: how much to read, from the start; all by default.
 
     Yields:
-        arrays, shape = (C, n), float32; n is a multiple of the model's frame but for the last one.
+        Arrays, shape = (C, n), float32. All but the last one hold whole frames.
 
     Raises:
-        OSError, ValueError, TypeError: it cannot be read, is empty, or not finite.
+        OSError, ValueError, TypeError: the audio cannot be read, is empty, or holds NaN or infinity.
     """
     rate, frame = config.sampling_rate, config.frame_size
     piece, longest = (max(1, int(length * rate) // frame) * frame for length in (PIECE, LONGEST))
@@ -63,18 +71,3 @@ def read_pieces(example: Example, config, seconds: float | None = None) -> Itera
     if not taken:
         raise ValueError("it is empty: it has no samples.")
     yield held
-
-
-def levels_of(model, wanted: Iterable[int] | None, default: tuple[int, ...]) -> list[int]:
-    """The numbers of codebooks to evaluate, sorted; those of `default` that the model has, where None are wanted.
-
-    Raises:
-        TypeError, ValueError: for one that the model does not have.
-    """
-    if wanted is None:
-        least, most = model.quantizer.num_semantic_quantizers, model.quantizer.max_num_quantizers
-        return [level for level in default if least <= level <= most] or [most]
-    levels = sorted({model.quantizer.check_num_quantizers(level) for level in wanted})
-    if not levels:
-        raise ValueError("num_quantizers names no number of codebooks. Leave it out for 1, 2, 4 and 8.")
-    return levels

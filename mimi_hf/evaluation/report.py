@@ -1,4 +1,4 @@
-"""What an evaluation found, and its form in files."""
+"""The results of an evaluation, and how they are written to JSON and CSV."""
 
 import csv
 import json
@@ -16,13 +16,13 @@ Scores = dict[str, Score]
 
 @dataclass(frozen=True)
 class FileResult:
-    """One recording.
+    """The result of one recording.
 
-    id: as its source calls it.
+    id: as in its source.
     duration: seconds that were evaluated.
-    scores: of the reconstruction with k codebooks, by k and by the name of the metric.
-    originals: of the recording itself, where a metric needs no reference.
-    reason: why it could not be evaluated, where it could not.
+    scores: of the reconstructions, by the number of codebooks, then by the name of the metric; None if it failed.
+    originals: scores of the recording itself, by metrics that need no reference; None if it failed.
+    reason: why it could not be evaluated; None if it was.
     """
 
     id: str
@@ -34,10 +34,11 @@ class FileResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over files, each of which weighs the same.
+    """Statistics of a metric over all files that have a value. Each file counts the same.
 
-    mean, median, low, high: of the files that have a value; low and high are the quartiles. None where none has.
-    count: how many have.
+    mean, median: None if no file has a value.
+    low, high: the first and the third quartile; None if no file has a value.
+    count: how many files have a value.
     """
 
     mean: float | None
@@ -48,6 +49,7 @@ class Summary:
 
     @classmethod
     def of(cls, scores: Iterable[Score]) -> "Summary":
+        """Summarize the scores of files."""
         values = [score.value for score in scores if score.value is not None]
         if not values:
             return cls(None, None, None, None, 0)
@@ -57,12 +59,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Level:
-    """The first codebooks alone.
+    """The results with one number of codebooks.
 
-    num_quantizers: how many.
+    num_quantizers: K, how many of the first codebooks were decoded.
     bits_per_second: K * log2(V) * frame rate.
-    metrics: by name.
-    decode_speed: seconds of audio decoded in a second.
+    metrics: statistics by the name of the metric.
+    decode_speed: seconds of audio decoded per second.
     """
 
     num_quantizers: int
@@ -73,12 +75,11 @@ class Level:
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How a codebook was used.
+    """How evenly the entries of a codebook were used.
 
-    used: entries that appeared.
-    entropy: bits, of the distribution of codes without regard to their order; log2(V) at most. Few frames make it
-        appear smaller than it is.
-    perplexity: 2 ** entropy: as many entries, used equally, would have this entropy.
+    used: how many entries appeared.
+    entropy: of the distribution of entries, in bits, at most log2(V). Few frames make it look smaller than it is.
+    perplexity: 2 ** entropy: this many entries, used equally often, have the same entropy.
     """
 
     used: int
@@ -87,7 +88,11 @@ class CodebookUse:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> "CodebookUse":
-        """counts: how often each entry appeared, shape = (V,)."""
+        """Measure the use of a codebook.
+
+        Args:
+            counts: array, shape = (V,), integers: how often each entry appeared.
+        """
         shares = counts[counts > 0] / max(1, counts.sum())
         entropy = abs(float(shares @ np.log2(shares)))
         return cls(int((counts > 0).sum()), entropy, 2.0**entropy)
@@ -95,9 +100,12 @@ class CodebookUse:
 
 @dataclass(frozen=True)
 class Sample:
-    """A part of a recording, to look at.
+    """The start of a recording, for a picture.
 
-    original, reconstructions: arrays, shape = (N,); these by the number of codebooks.
+    id: of the recording.
+    sampling_rate: in Hz.
+    original: array, shape = (N,).
+    reconstructions: arrays, shape = (N,), by the number of codebooks.
     """
 
     id: str
@@ -108,18 +116,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What [`evaluate`] found.
+    """The result of [`mimi_hf.evaluation.evaluate.evaluate`].
 
-    metrics: what was measured, in order.
-    files: one for each recording, those that failed, too.
-    levels: with so and so many codebooks, from few to many.
-    originals: of the recordings themselves, where a metric needs no reference.
-    codebooks: the use of each, over all files.
+    metrics: in the order in which they were asked for.
+    files: one result per recording, including those that failed.
+    levels: results by the number of codebooks, fewest first.
+    originals: statistics of the recordings themselves, by metrics that need no reference.
+    codebooks: the use of each codebook, over all files.
     codebook_size: V.
-    frames, duration: of all files; seconds.
-    encode_speed: seconds of audio encoded in a second, with all of these codebooks.
-    dtype, machine: where the speeds are from, see [`mimi_hf.inference.timing.describe_machine`].
-    sample: a recording to look at; None where none could be evaluated.
+    frames: of all files.
+    duration: of all files, in seconds.
+    encode_speed: seconds of audio encoded per second, with the highest number of codebooks.
+    dtype: precision of the model.
+    machine: what the speeds were measured on, see [`mimi_hf.inference.timing.describe_machine`].
+    sample: the start of a recording, for a picture.
     """
 
     metrics: tuple[Metric, ...]
@@ -133,7 +143,7 @@ class EvaluationReport:
     encode_speed: float
     dtype: str
     machine: dict
-    sample: Sample | None = None
+    sample: Sample
 
     @property
     def failures(self) -> list[FileResult]:
@@ -141,7 +151,7 @@ class EvaluationReport:
         return [file for file in self.files if file.reason is not None]
 
     def to_dict(self) -> dict:
-        """For JSON: all but the sample."""
+        """Convert the report to values for JSON, without the sample."""
         facts = ("dtype", "duration", "frames", "encode_speed", "codebook_size", "machine")
         of_metric = ("name", "label", "unit", "higher_is_better", "source")
         return {
@@ -153,8 +163,8 @@ class EvaluationReport:
             "files": [asdict(file) for file in self.files],
         }
 
-    def write_csv(self, path: Path):
-        """A table with a row for each file and number of codebooks."""
+    def write_csv(self, path: Path) -> None:
+        """Write a table with a row for each file and number of codebooks."""
         names = [metric.name for metric in self.metrics]
         originals = [metric.name for metric in self.metrics if not metric.needs_reference]
         bits = {level.num_quantizers: level.bits_per_second for level in self.levels}
@@ -166,14 +176,15 @@ class EvaluationReport:
             for result in self.files:
                 if result.reason is not None:
                     table.writerow([result.id, *[""] * (len(head) - 2), result.reason])
-                for levels, scores in (result.scores or {}).items():
-                    found = {**scores, **{f"{name}_original": result.originals[name] for name in originals}}
+                of_original = {f"{name}_original": score for name, score in (result.originals or {}).items()}
+                for level, scores in (result.scores or {}).items():
+                    found = {**scores, **of_original}
                     reasons = [f"{name}: {score.reason}" for name, score in found.items() if score.reason]
                     values = ["" if found[name].value is None else found[name].value for name in head[4:-1]]
-                    table.writerow([result.id, result.duration, levels, bits[levels], *values, "; ".join(reasons)])
+                    table.writerow([result.id, result.duration, level, bits[level], *values, "; ".join(reasons)])
 
 
-def write_json(path: Path, content: dict):
-    """JSON as people read it, too."""
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON that is indented for people. NaN and infinity are refused."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path.write_text(text, encoding="utf-8", errors="backslashreplace")

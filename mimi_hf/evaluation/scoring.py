@@ -19,9 +19,11 @@ _DIED = "A process that measured quality was ended (killed, or out of memory). T
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a recording.
+    """A piece of a recording, before and after the codec.
 
-    original: array, shape = (n,). reconstructions: the same of what the codec made of it, by the number of codebooks.
+    original: array, shape = (n,).
+    reconstructions: arrays, shape = (n,), by the number of codebooks.
+    sampling_rate: of all, in Hz.
     """
 
     original: np.ndarray
@@ -31,9 +33,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class PieceScores:
-    """What was found: of the original, where a metric needs no reference, and of each reconstruction.
+    """The scores of a piece.
 
-    weight: the seconds of the piece.
+    originals: of the original, by metrics that need no reference.
+    scores: of each reconstruction, by the number of codebooks.
+    weight: seconds of the piece.
     """
 
     originals: Scores
@@ -42,7 +46,7 @@ class PieceScores:
 
 
 def score_piece(piece: Piece, metrics: list[Metric]) -> PieceScores:
-    """Measure all of a piece."""
+    """Measure the original and all reconstructions of a piece."""
     alone = [metric for metric in metrics if not metric.needs_reference]
     rate = piece.sampling_rate
     originals = score(None, piece.original, rate, alone) if alone else {}
@@ -51,7 +55,15 @@ def score_piece(piece: Piece, metrics: list[Metric]) -> PieceScores:
 
 
 def join_scores(scores: list[Score], weights: list[float]) -> Score:
-    """The mean over the pieces of a recording that have a value, by their seconds; a reason where none has."""
+    """Average the scores of a recording's pieces.
+
+    Args:
+        scores: one per piece. Those without a value are left out.
+        weights: seconds of each piece.
+
+    Returns:
+        The weighted mean; the first score, with its reason, if none has a value.
+    """
     measured = [(one.value, weight) for one, weight in zip(scores, weights, strict=True) if one.value is not None]
     if not measured:
         return scores[0]

@@ -130,21 +130,21 @@ def test_agreement(model, recordings, tmp_path):
     assert len(half["codebooks"]) == 3
 
 
-def test_engines_that_fail_take_no_others_along(model, recordings, tmp_path, monkeypatch):
-    from mimi_hf.evaluation import variants as engines
+def test_variants_that_fail_take_no_others_along(model, recordings, tmp_path, monkeypatch):
+    from mimi_hf.evaluation import variants
 
     def broken(choice, device):
-        engine = engines.open_engine("eager", choice, device)
-        decode, engine.name, calls = engine.decode, "half broken", []
+        variant = variants.open_variant("eager", choice, device)
+        decode, variant.name, calls = variant.decode, "half broken", []
 
         def decode_the_first(codes):
             calls.append(codes)
             return decode(codes) * (float("nan") if len(calls) > 1 else 1.0)
 
-        engine.decode = decode_the_first
-        return engine
+        variant.decode = decode_the_first
+        return variant
 
-    monkeypatch.setitem(engines.ENGINES, "broken", broken)
+    monkeypatch.setitem(variants.VARIANTS, "broken", broken)
     output = tmp_path / "agreement"
     others = ["--agree-with", "eager", "--agree-with", "broken", "--agree-with", "nothing-of-this-name"]
     result = run(recordings, output, *others, model=model)
