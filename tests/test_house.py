@@ -20,13 +20,6 @@ FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 LONGEST_FILE = 450
 LONGEST_BODY = 60
 
-# What does not keep a rule yet, by rule: files, or folders with a slash. What keeps it by now must go from here.
-NOT_YET: dict[str, set[str]] = {
-    "untyped": {
-        "mimi_hf/cli/",
-        "mimi_hf/utils/workers.py",
-    },
-}
 # Private names of torch's objects that a file of the package happens to define as well.
 TORCH_NAMES = {"_version"}
 
@@ -127,16 +120,10 @@ RULES = {rule.__name__: rule for rule in (private_names, long_files, long_functi
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_file_keeps_the_rule(rule):
-    late, breaking = NOT_YET.get(rule, set()), set()
-    offences = []
-    for path in FILES:
-        name = path.relative_to(ROOT).as_posix()
-        found = list(RULES[rule](path, read(path)))
-        excused = {entry for entry in late if name == entry or (entry.endswith("/") and name.startswith(entry))}
-        offences += [] if excused else [f"{name}, {offence}" for offence in found]
-        breaking |= excused if found else set()
+    offences = [
+        f"{path.relative_to(ROOT).as_posix()}, {offence}" for path in FILES for offence in RULES[rule](path, read(path))
+    ]
     assert not offences, "\n".join(offences)
-    assert breaking == late, f"these keep the rule by now; take them out of NOT_YET: {sorted(late - breaking)}"
 
 
 BREAKS = {
