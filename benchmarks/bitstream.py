@@ -52,8 +52,10 @@ def payload_bits(recordings, header: Header, k: int) -> float:
 
 
 def simulate(header: Header) -> list[dict]:
-    """What is saved on independent codes whose log-normal frequencies have some entropy: trained codebooks are used
-    far more evenly than those of random weights, which leaves entropy coding little."""
+    """What entropy coding saves on independent codes whose frequencies are log-normal.
+
+    Trained codebooks are used far more evenly than those of random weights, which leaves entropy coding little.
+    """
     random, rows = np.random.default_rng(0), []
     for spread in (0.0, 0.5, 0.8, 1.2):
         part = np.exp(spread * random.standard_normal(header.codebook_size))

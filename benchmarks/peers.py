@@ -42,8 +42,11 @@ def make_seeded(folder: Path) -> Path:
 
 
 def make_audio(samples: int, batch: int = 1, recording: torch.Tensor | None = None) -> torch.Tensor:
-    """Tensor, shape = (batch, 1, samples): a recording of shape (N,) again and again, from other places in each row; or
-    gliding harmonics and noise in syllables."""
+    """Tensor, shape = (batch, 1, samples): speech, or something like it.
+
+    A recording of shape (N,) is repeated, and begins elsewhere in each row. Without one, there are gliding harmonics
+    and noise in syllables.
+    """
     if recording is not None:
         starts = torch.arange(batch)[:, None] * (len(recording) // batch)
         return recording[(starts + torch.arange(samples)) % len(recording)][:, None]

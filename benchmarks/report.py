@@ -13,11 +13,11 @@ A row holds what it measured (`task`, `part`, and so on, see `name_row`), and by
 
 import itertools
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 from mimi_hf.benchmark import shares
+from mimi_hf.utils.files import written_beside
 
 PARTS = {"start": "Import and load", "offline": "Offline", "live": "Live"}
 NAME = "compare_peers"
@@ -70,9 +70,8 @@ def save(results: dict, folder: Path):
         if "work" in row:
             row["shares"] = row_shares(row, results["roofline"])
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{NAME}.json.new"
-    aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    os.replace(aside, folder / f"{NAME}.json")
+    with written_beside(folder / f"{NAME}.json") as aside:
+        aside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def render(results: dict, folder: Path):

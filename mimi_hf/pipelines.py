@@ -138,7 +138,6 @@ class AudioTokenizationPipeline(_FromAudio):
         ValueError, TypeError: for audio that cannot be used, with the position of the item.
 
     Example:
-
         >>> import numpy as np
         >>> from transformers import pipeline
         >>> from mimi_hf import MimiConfig, MimiModel
@@ -185,7 +184,6 @@ class AudioDetokenizationPipeline(_MimiPipeline):
         ValueError, TypeError: for codes that this model cannot decode, with the position of the item.
 
     Example:
-
         >>> from transformers import pipeline
         >>> from mimi_hf import MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
@@ -261,7 +259,6 @@ class AudioFeatureExtractionPipeline(_FromAudio):
         ValueError, TypeError: as [`AudioTokenizationPipeline`].
 
     Example:
-
         >>> import numpy as np
         >>> from transformers import pipeline
         >>> from mimi_hf import MimiConfig, MimiModel

@@ -1,7 +1,7 @@
 """The command `mimi-hf evaluate`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from mimi_hf.corpus.sources import Source
     from mimi_hf.evaluation.report import FileResult
@@ -259,7 +259,7 @@ class _Work:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         return showing_progress(title, self.quiet, *columns, total=None)
 
-    def _tell(self, content: dict[str, Any], tables: "list[Table]") -> None:
+    def _tell(self, content: dict[str, Any], tables: "Sequence[RenderableType]") -> None:
         if self.json:
             print_json(content)
         elif not self.quiet:

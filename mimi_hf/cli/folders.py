@@ -55,7 +55,6 @@ def name_output(name: str, extension: str) -> str:
     """Name what a file becomes, whatever lies beside it. The whole name is kept, so that a.wav and a.mp3 differ.
 
     Example:
-
         >>> name_output("a.wav", ".mimi"), name_output("a.wav.mimi", ".wav"), name_output("a.mp3.mimi", ".wav")
         ('a.wav.mimi', 'a.wav', 'a.mp3.wav')
     """

@@ -1,7 +1,6 @@
 """Whole data sets: sources of recordings, and the jobs that turn them into codes and back.
 
 Example:
-
     >>> from mimi_hf.corpus import EncodingOptions, Output, TokenizeJob, open_source, run_here
     >>> from mimi_hf.loading import ModelChoice
     >>> source, model = open_source("recordings/"), ModelChoice("kyutai/mimi")  # doctest: +SKIP

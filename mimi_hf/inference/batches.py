@@ -57,7 +57,6 @@ def group_in_order(
         list: the next items, in order; never empty.
 
     Example:
-
         >>> list(group_in_order([1, 1, 9, 2, 3], size=float, limit=4))
         [[1, 1, 9], [2, 3]]
     """
@@ -84,7 +83,6 @@ def cut_batches(lengths: Sequence[int], limit: float) -> list[list[int]]:
         Lists of indices into `lengths`. Deterministic: items of the same length stay in order.
 
     Example:
-
         >>> cut_batches([3, 9, 4, 30], limit=10)
         [[3], [1], [2, 0]]
     """

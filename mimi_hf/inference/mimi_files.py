@@ -56,7 +56,6 @@ def encode_file(
         OSError, ValueError, TypeError: as [`AudioBlocks`]; for audio that is not finite, and options that do not fit.
 
     Example:
-
         >>> from mimi_hf.inference import EncodeOptions, encode_file
         >>> report = encode_file(model, "speech.flac", "speech.mimi", EncodeOptions(num_quantizers=8))  # doctest: +SKIP
     """
@@ -118,7 +117,6 @@ def decode_file(
         ValueError, OSError: for other codebooks, a part that is not there, or a file that cannot be written.
 
     Example:
-
         >>> from mimi_hf.inference import DecodeOptions, decode_file
         >>> report = decode_file(model, "speech.mimi", "part.wav", DecodeOptions(start=60))  # doctest: +SKIP
     """

@@ -23,7 +23,6 @@ class Stopwatch:
     seconds: of all blocks so far.
 
     Example:
-
         >>> watch = Stopwatch("cpu")
         >>> with watch:
         ...     total = sum(range(1000))

@@ -51,7 +51,6 @@ class Workers(Generic[State, Task, Result]):
     `start`, `work`, tasks and results are pickled.
 
     Example:
-
         >>> with Workers(2, start, work) as workers:  # doctest: +SKIP
         ...     futures = [workers.submit(task) for task in tasks]
         ...     results = [future.result() for future in futures]

@@ -24,8 +24,10 @@ RATE = 24_000
 
 
 class Kokoro:
-    """Kokoro's network with the voice of its Japanese package; the sounds of English come from hibari, whose alphabet
-    is Kokoro's own."""
+    """Kokoro's network with the voice of its Japanese package.
+
+    The sounds of English come from hibari, whose alphabet is Kokoro's own.
+    """
 
     def __init__(self):
         import onnxruntime

@@ -20,8 +20,9 @@ LIMIT = 6_000_000
 
 
 def pack(source: Path, output: Path):
-    """Write the model at `source` to `output`, in at most 6 MB with the card that is there. After an error, `output` is
-    as it was.
+    """Write the model at `source` to `output`, in at most 6 MB with the card that is there.
+
+    After an error, `output` is as it was.
 
     Raises:
         ValueError: it is larger, or half precision does not hold it.

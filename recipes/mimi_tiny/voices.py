@@ -1,4 +1,6 @@
-"""The voices that say the sentences. Runs in an environment of its own, which make_corpus.py sets up:
+"""The voices that say the sentences.
+
+It runs in an environment of its own, which make_corpus.py sets up:
 
     python voices.py VOICE FOLDER MINUTES
 

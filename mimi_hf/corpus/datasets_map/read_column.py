@@ -26,7 +26,6 @@ def read_column(examples: Mapping[str, Any], name: str, argument: str, depth: in
         TypeError: the examples are no mapping, for example those of a data set formatted for pandas.
 
     Example:
-
         >>> read_column({"audio": ["a.wav", "b.wav"]}, "audio", "audio_column")
         (['a.wav', 'b.wav'], True)
         >>> read_column({"audio": [0.1, 0.2]}, "audio", "audio_column")

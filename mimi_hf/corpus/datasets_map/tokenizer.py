@@ -70,7 +70,6 @@ class AudioTokenizer(MapFunction):
         OSError, ValueError, TypeError: for a model that is not there, and arguments that make no sense.
 
     Example:
-
         >>> import numpy as np
         >>> from mimi_hf import AudioTokenizer, MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()
@@ -184,7 +183,6 @@ class AudioDetokenizer(MapFunction):
         OSError, ValueError, TypeError: for a model that is not there, and arguments that make no sense.
 
     Example:
-
         >>> import numpy as np
         >>> from mimi_hf import AudioDetokenizer, MimiConfig, MimiModel
         >>> model = MimiModel(MimiConfig(num_hidden_layers=1, num_filters=4)).eval()

@@ -13,7 +13,6 @@ def file_name(identifier: str) -> str:
     """The id of an example as a relative path, without an extension. No two ids have the same path.
 
     Example:
-
         >>> file_name("talks/first one.wav")
         'talks/first one.wav'
         >>> file_name("/../a:b")

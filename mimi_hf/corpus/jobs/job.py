@@ -156,8 +156,10 @@ class Job(ABC, Generic[ReportT]):
             self.write_card(None)
 
     def _check_same(self, there: dict[str, Any], now: dict[str, Any]) -> None:
-        """Refuse the manifest of another job. Names of models and folders may differ between machines; their content
-        may not."""
+        """Refuse the manifest of another job.
+
+        Names of models and folders may differ between machines; their content may not.
+        """
         pairs = [(key, there.get(key), now[key]) for key in (*self.fixed_settings, "shard_size", "shards")]
         source = there.get("source", {})
         pairs += [(f"source's {key}", source.get(key), now["source"][key]) for key in now["source"]]

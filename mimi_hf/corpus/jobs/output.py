@@ -104,7 +104,7 @@ class Output:
                 with open(aside, "rb") as file:  # if the power fails, no name may be on the disk without its content
                     os.fsync(file.fileno())
                 Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(aside, self.path(name))
+                aside.replace(self.path(name))
             finally:
                 aside.unlink(missing_ok=True)
             return
@@ -139,7 +139,7 @@ class Output:
                 if self._fs.isdir(self.path(f"{_ASIDE}/{folder}")):
                     self._fs.rm(self.path(f"{_ASIDE}/{folder}"), recursive=True)
             if self.is_local:
-                os.rmdir(self.path(_ASIDE))
+                Path(self.path(_ASIDE)).rmdir()
         except OSError:
             pass  # it is not there, or in use
 
@@ -173,8 +173,8 @@ def _make_in(folder: str | Path, make: Callable[[], Made]) -> Made:
     while True:
         attempts -= 1
         try:
-            os.makedirs(folder, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
             return make()
-        except (FileNotFoundError, FileExistsError):  # removed before `make`, or while `makedirs` looked at it
+        except (FileNotFoundError, FileExistsError):  # removed before `make`, or while `mkdir` looked at it
             if not attempts:
                 raise

@@ -15,8 +15,10 @@ _MEMORY_OF_PROCESS = 3 * 2**30  # bytes: model, libraries, audio on its way
 
 
 def default_processes() -> int:
-    """One process for each GPU. Without any, one for each core, as far as the memory reaches: processes of a single
-    thread do more together than one process of many threads."""
+    """One process for each GPU; without any, one for each core, as far as the memory reaches.
+
+    Processes of a single thread do more together than one process of many threads.
+    """
     import torch
 
     return torch.cuda.device_count() or max(1, min(usable_cores(), usable_memory() // _MEMORY_OF_PROCESS))

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 def my_part(
     num_shards: int | None, shard_index: int | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[int, int]:
-    """How many parts the work has, and which of them this process does: as told, else as torchrun, accelerate or
-    Slurm says.
+    """How many parts the work has, and which of them this process does.
 
-    Each task of a Slurm array does one part. Its own ranks, of torchrun or srun, share that part.
+    Without arguments, torchrun, accelerate or Slurm say it through the environment. Each task of a Slurm array does
+    one part. Its own ranks, of torchrun or srun, share that part.
 
     Returns:
         (number of parts, index of ours); (1, 0) where nothing says otherwise.
@@ -19,7 +19,6 @@ def my_part(
         ValueError: for an index that is not below the number, or one of them alone.
 
     Example:
-
         >>> my_part(None, None, {"RANK": "2", "WORLD_SIZE": "4"})
         (4, 2)
     """

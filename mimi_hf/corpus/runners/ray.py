@@ -94,7 +94,9 @@ class _RayWorker:
 
 def feed_actors(ray: Any, pool: Sequence[Any], todo: deque[int], watch: Watch) -> None:
     """Give each actor that is up two shards, so that none waits for the next, and another one for each that is done.
-    The cluster may have no room for some of the actors, now or ever: they get nothing."""
+
+    The cluster may have no room for some of the actors, now or ever. They get nothing.
+    """
     starting, running = {actor.ready.remote(): actor for actor in pool}, {}
     seconds, done, begin = 0.0, 0, time.monotonic()
 

@@ -100,7 +100,6 @@ def resolve_audio(example: Example) -> str | bytes:
         OSError: the file cannot be fetched now; another try may succeed.
 
     Example:
-
         >>> resolve_audio(Example("one", "folder/one.wav"))
         'folder/one.wav'
     """

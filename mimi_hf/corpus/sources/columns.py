@@ -87,7 +87,6 @@ def merge(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """Find the type for values of both types: text (JSON) if there is no other.
 
     Example:
-
         >>> merge(pa.int64(), pa.float64()), merge(pa.int64(), pa.bool_())
         (DataType(double), DataType(string))
     """
@@ -127,7 +126,6 @@ def conform(value: Any, kind: pa.DataType) -> Any:
         ValueError: it does not fit that type: files of one data set may differ.
 
     Example:
-
         >>> conform(1, pa.float64()), conform([1, "a"], pa.list_(pa.string()))
         (1.0, ['1', 'a'])
     """

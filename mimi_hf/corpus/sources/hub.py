@@ -19,10 +19,10 @@ HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/?")
 
 
 class HubSource(Source):
-    """A data set that `datasets` can stream. One file of it is one shard; an example is called `train/3:17`, after the
-    split, the file's number and the row.
+    """A data set that `datasets` can stream.
 
-    The audio is fetched as bytes, and decoded like that of other sources. Class labels become their names. The commit
+    One file of it is one shard. An example is called `train/3:17`, after the split, the file's number and the row. The
+    audio is fetched as bytes, and decoded like that of other sources. Class labels become their names. The commit
     of the data set is looked up once, so that it cannot change during a run.
 
     Args:

@@ -23,7 +23,6 @@ def join(root: str, name: str) -> str:
     """Join the path or URL of a folder and the relative path of a file.
 
     Example:
-
         >>> join("s3://bucket/lists", "../audio/a.wav")
         's3://bucket/audio/a.wav'
     """
@@ -150,7 +149,6 @@ def expand_braces(pattern: str) -> list[str]:
     """Expand `{a,b}` and `{000..012}` like a shell.
 
     Example:
-
         >>> expand_braces("{a,b}-{08..10}.tar")
         ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
 
@@ -179,7 +177,7 @@ def _choices(inside: str) -> list[str] | range:
 
 
 def _file_system(location: str) -> tuple[Any, str]:
-    """fsspec's file system of a location, and the path in it."""
+    """Fsspec's file system of a location, and the path in it."""
     if not is_url(location):  # not through fsspec, for which "::" in a path has a meaning
         from fsspec.implementations.local import LocalFileSystem
 

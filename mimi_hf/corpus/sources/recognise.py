@@ -51,7 +51,6 @@ def open_source(
         ValueError, TypeError: its kind cannot be detected, it is empty, or an option does not fit.
 
     Example:
-
         >>> source = open_source("recordings/")  # doctest: +SKIP
         >>> [example.id for shard in source.shards(1000) for example in source.read(shard)]  # doctest: +SKIP
         ['a.wav', 'more/b.flac']

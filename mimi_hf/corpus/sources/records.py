@@ -55,7 +55,6 @@ def parse_text(text: str | None) -> bool | int | float | str | None:
     """Parse a text of a CSV file.
 
     Example:
-
         >>> [parse_text(text) for text in ("-3", "1.5e3", "true", "007", "1_000", "nan")]
         [-3, 1500.0, True, '007', '1_000', 'nan']
     """

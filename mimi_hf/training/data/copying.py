@@ -95,7 +95,7 @@ class _Level:
         return max(0.0, float(self.high - self.low) / 2)
 
     def measure(self, block: np.ndarray) -> np.ndarray:
-        """(C, n) -> (n,)"""
+        """Mix a block, shape = (C, n), to shape (n,), and note what it is like."""
         if not np.isfinite(block).all():
             raise LeftOutError("not_finite", "Its samples hold NaN or infinity.")
         peak = np.abs(block).max()
