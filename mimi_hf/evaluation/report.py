@@ -170,7 +170,7 @@ class EvaluationReport:
         bits = {level.num_quantizers: level.bits_per_second for level in self.levels}
         head = ["file", "duration", "num_quantizers", "bits_per_second", *names]
         head += [*(f"{name}_original" for name in originals), "reason"]
-        with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.writer(file)
             table.writerow(head)
             for result in self.files:

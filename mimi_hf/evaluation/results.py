@@ -59,7 +59,7 @@ def write_agreement(folder: Path, reports: list[AgreementReport], **facts: Any) 
 
     Args:
         folder: where to write.
-        reports: one per pair of engines.
+        reports: one per pair of variants.
         facts: values for the beginning of agreement.json.
 
     Raises:
