@@ -1,5 +1,6 @@
 """Evaluation of a codec on recordings, at several bitrates: quality, use of the codebooks, speed."""
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,7 @@ import torch
 
 from mimi_hf.corpus.reading import UNREADABLE, check_device, describe
 from mimi_hf.corpus.sources import Example, Source
+from mimi_hf.inference import decode_codes, encode_blocks
 from mimi_hf.inference.timing import Stopwatch, describe_machine
 from mimi_hf.modeling_mimi import MimiModel
 from mimi_hf.utils.machine import usable_cores
@@ -139,20 +141,17 @@ class _Run:
         try:
             encoder = model.encoder_stream(num_quantizers=self.levels[-1])
             decoders = {level: model.decoder_stream() for level in self.levels}
-            for audio in read_pieces(example, model.config, self.seconds):
-                chunk = torch.from_numpy(audio)[None].to(model.device)
-                with tally.encoding:
-                    codes = encoder.push(chunk)
-                    if encoder.pending.shape[2]:  # at the end of the recording
-                        codes = torch.cat([codes, encoder.flush().audio_codes], dim=2)
+            pieces, pushed = itertools.tee(read_pieces(example, model.config, self.seconds))
+            blocks = (_fill_frames(audio, model.config.frame_size) for audio in pushed)
+            encoded = encode_blocks(encoder, blocks, example.id, tally.encoding)
+            for audio, (codes, _) in zip(pieces, encoded, strict=False):  # whole frames leave nothing to flush
                 tally.samples += audio.shape[1]
                 for counts, row in zip(tally.counts, codes[0].cpu().numpy(), strict=True):
                     counts += np.bincount(row, minlength=len(counts))
                 reconstructions = {}
                 for level, decoder in decoders.items():
-                    with tally.decoding[level]:
-                        decoded = decoder.push(codes[:, :level])
-                    reconstructions[level] = _mix(decoded[0, :, : audio.shape[1]].float().cpu().numpy())
+                    [decoded] = decode_codes(decoder, [codes[:, :level]], tally.decoding[level])
+                    reconstructions[level] = _mix(decoded[:, : audio.shape[1]])
                 piece = Piece(_mix(audio), reconstructions, rate)
                 waiting.append(self.scorers.submit(piece))
                 if self.sample is None or np.square(self.sample.original).mean() < SILENCE**2:
@@ -193,6 +192,11 @@ class _Run:
             machine=describe_machine(self.model.device),
             sample=self.sample,
         )
+
+
+def _fill_frames(audio: np.ndarray, frame_size: int) -> np.ndarray:
+    """A piece, shape = (C, n), with zeros up to a whole frame: only the last one of a recording is not whole."""
+    return np.pad(audio, ((0, 0), (0, -audio.shape[1] % frame_size)))
 
 
 def _mix(audio: np.ndarray) -> np.ndarray:
