@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,16 @@ def test_every_file_keeps_the_rule(rule):
         f"{path.relative_to(ROOT).as_posix()}, {offence}" for path in FILES for offence in RULES[rule](path, read(path))
     ]
     assert not offences, "\n".join(offences)
+
+
+def test_a_name_of_a_module_means_one_thing():
+    """A command and what it calls may share a name."""
+    places = defaultdict(list)
+    for path in FILES:
+        if path.name != "__init__.py":
+            places[path.name].append(path.parent.relative_to(ROOT).as_posix())
+    twice = {name: folders for name, folders in places.items() if len(folders) > 1}
+    assert not {name: folders for name, folders in twice.items() if len(folders) > 2 or "mimi_hf/cli" not in folders}
 
 
 BREAKS = {

@@ -13,7 +13,7 @@ import torch
 from mimi_hf.corpus.reading import UNREADABLE, check_device, describe
 from mimi_hf.corpus.sources import Source
 
-from .pieces import open_examples, read_pieces
+from .examples import open_examples, read_pieces
 from .variants import Variant
 
 

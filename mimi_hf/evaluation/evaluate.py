@@ -16,8 +16,8 @@ from mimi_hf.inference.timing import Stopwatch, describe_machine
 from mimi_hf.modeling_mimi import MimiModel
 from mimi_hf.utils.machine import usable_cores
 
+from .examples import open_examples, read_pieces
 from .metrics import SILENCE, Metric, choose_metrics
-from .pieces import open_examples, read_pieces
 from .report import CodebookUse, EvaluationReport, FileResult, Level, Sample, Scores, Summary
 from .scoring import Piece, PieceScores, Scorers, join_scores
 

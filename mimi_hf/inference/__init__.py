@@ -1,7 +1,7 @@
 """Recordings through a model, one way for all: files, batches, round trips."""
 
+from .file_options import DecodeOptions, DecodeReport, EncodeOptions, EncodeReport
 from .mimi_files import decode_file, encode_file
-from .options import DecodeOptions, DecodeReport, EncodeOptions, EncodeReport
 from .recordings import decode_codes, encode_blocks
 from .round_trip import RoundtripReport, roundtrip
 

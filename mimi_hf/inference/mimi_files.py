@@ -22,7 +22,7 @@ from mimi_hf.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, 
 from mimi_hf.codec.streaming import DecoderStream, EncoderStream
 from mimi_hf.utils.files import BinaryReader, BinaryWriter, as_seekable, printable, written_beside
 
-from .options import DecodeOptions, DecodeReport, EncodeOptions, EncodeReport
+from .file_options import DecodeOptions, DecodeReport, EncodeOptions, EncodeReport
 from .recordings import decode_codes, encode_blocks
 from .span import Span
 

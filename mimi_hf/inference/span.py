@@ -13,7 +13,7 @@ from mimi_hf.bitstream import BitstreamReader
 if TYPE_CHECKING:
     from mimi_hf.configuration_mimi import MimiConfig
 
-    from .options import DecodeOptions
+    from .file_options import DecodeOptions
 
 # Windows of attention that are decoded before the first wanted frame. One leaves errors 60 dB below the audio, two
 # leave 100 dB, less than the rounding of 16-bit samples (a seeded model of the published size).

@@ -11,7 +11,7 @@ import yaml
 from mimi_hf.codec.codebook_learning import QuantizerTraining
 from mimi_hf.codec.losses import FLOOR, RECONSTRUCTION_WEIGHTS
 from mimi_hf.configuration_mimi import MimiConfig
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 from .data.augmentation import Augmentation
 from .objective.discriminator import MimiDiscriminatorConfig

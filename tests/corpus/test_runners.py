@@ -1,4 +1,4 @@
-"""Processes, ranks and Ray actors on one corpus, and what becomes of it when they are killed."""
+"""Processes, ranks and Ray actors on one corpus, and what happens when they are killed."""
 
 import json
 import os

@@ -13,8 +13,8 @@ from support.tiny import make_model
 from mimi_hf.audio import read_audio
 from mimi_hf.corpus.sources import Example
 from mimi_hf.evaluation.evaluate import evaluate
+from mimi_hf.evaluation.examples import read_pieces
 from mimi_hf.evaluation.metrics import Score, score
-from mimi_hf.evaluation.pieces import read_pieces
 from mimi_hf.evaluation.report import CodebookUse
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 # The power of the noise falls with the frequency to this power.
 NOISE_COLORS = {"white": 0.0, "pink": 1.0, "brown": 2.0}

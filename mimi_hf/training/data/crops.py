@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mimi_hf.utils.ahead import iterate_ahead
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 from .audio_cache import AudioCache
 from .augmentation import MARGIN, Augmentation, change_speed, level

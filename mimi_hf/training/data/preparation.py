@@ -44,7 +44,7 @@ from mimi_hf.corpus.sources.parquet import ParquetSource
 from mimi_hf.corpus.sources.webdataset import TarSource
 from mimi_hf.utils.files import written_beside
 from mimi_hf.utils.machine import usable_cores
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 from .audio_cache import INDEX, REPORT, SAMPLE, AudioCache, audio_path
 from .copying import Copied, LeftOutError, copy_recording

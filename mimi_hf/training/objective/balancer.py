@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 
 class GradientBalancer:

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from mimi_hf.codec.losses import FLOOR, stft
 from mimi_hf.configuration_mimi import is_size
-from mimi_hf.utils.options import check_option
+from mimi_hf.utils.option_checks import check_option
 
 
 class MimiDiscriminatorConfig(PreTrainedConfig):
