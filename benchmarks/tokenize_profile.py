@@ -93,7 +93,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
 
     from mimi_hf import loading
     from mimi_hf.corpus import sources
-    from mimi_hf.corpus.jobs import encoding, output, reports, tokenize
+    from mimi_hf.corpus.jobs import encoding, reports, storage, tokenize
     from mimi_hf.modeling_mimi import MimiModel
 
     job = tokenize.TokenizeJob
@@ -108,7 +108,7 @@ def place_stopwatches(watches: Stopwatches) -> ReaderClock:
             (job, "_table"),
             (pq.ParquetWriter, "write_table"),
             (pq.ParquetWriter, "close"),
-            (output.Output, "write_json"),
+            (storage.Output, "write_json"),
             (os, "fsync"),
         ],
         "joining shards": [(job, "finish")],

@@ -9,8 +9,12 @@ _FIELDS = re.compile(r"(?:(?<=\n\n)|\A)(?:\w+(?:, \w+)*: .+(?:\n[ ]+.+)*(?:\n(?!
 _REFERENCE = re.compile(r"\[(<code[^>]*>([\w.]+)</code>)\]")
 
 
-class FieldsAsAttributes(griffe.Extension):
-    """Reads the fields that a class lists in its docstring as a section `Attributes`."""
+class ReadableDocstrings(griffe.Extension):
+    """Shows a section `Example` as code, and the fields that a class lists in its docstring as `Attributes`."""
+
+    def on_instance(self, *, obj: griffe.Object, **_):
+        if obj.docstring:  # `Examples` is the name that the parser knows
+            obj.docstring.value = re.sub(r"(?m)^Example:\n\n?", "Examples:\n", obj.docstring.value)
 
     def on_class_members(self, *, cls: griffe.Class, **_):
         if cls.docstring and "Attributes:" not in cls.docstring.value:

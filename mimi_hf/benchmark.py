@@ -304,13 +304,13 @@ def benchmark(
         num_quantizers: codebooks in use; all by default.
         repeats: counted turns of the offline rows.
         frames: counted frames of the live rows.
-        roofline: the machine's rates; measured where None.
+        roofline: the machine's rates; measured if None.
         progress: called with the share that is done, from 0 to 1.
 
     Raises:
         ValueError: for a number of codebooks that the model does not have.
     """
-    levels = model.quantizer.check_num_quantizers(num_quantizers)
+    levels = model.check_num_quantizers(num_quantizers)
     dtype = str(model.dtype).removeprefix("torch.")
     roofline = roofline or measure_roofline(model.device, (dtype,))
     gemm = roofline.gemm[dtype]

@@ -13,11 +13,11 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from . import quantization as quantization  # registers 8-bit weights with transformers
 from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .codec.codebook import Codebook
+from .codec.outputs import MimiTrainingOutput
 from .codec.quantizer import SplitResidualVectorQuantizer
 from .codec.ragged import Ragged
 from .codec.seanet import SEANetDecoder, SEANetEncoder
 from .codec.state import State
-from .codec.streaming import DecoderStream, EncoderStream
 from .codec.tiles import TiledCodec
 from .codec.training_pass import training_pass
 from .codec.transformer import LayerScale, Transformer, TransformerState, ring_slots
@@ -43,8 +43,8 @@ class DecoderState(NamedTuple):
 class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     """Kyutai's Mimi codec (arXiv:2410.00037, section 3.3).
 
-    Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles of a second or two: the result
-    does not depend on how the input is cut, and memory does not grow with its length. The model keeps no stream state;
+    Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles: the result does not depend on
+    how the input is cut, and memory does not grow with its length. The model keeps no stream state;
     one model serves many streams.
 
     Example:
@@ -173,7 +173,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         return x, EncoderState(seanet, transformer, downsample)
 
     def _encode_finite(self, audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
-        """[`encode_tile`], where the latents are refused that are too large for the dtype."""
+        """[`encode_tile`], but it raises if the latents overflow the dtype."""
         latents, state = self.encode_tile(audio, state)
         if not torch.compiler.is_compiling() and not torch.isfinite(latents).all():
             raise ValueError(
@@ -251,36 +251,18 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
 
     # Both
 
-    def forward(
-        self,
-        input_values: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        num_quantizers: int | None = None,
-        audio_codes: Tensor | None = None,
-        encoder_past_key_values: EncoderStream | None = None,
-        decoder_past_key_values: DecoderStream | None = None,
-        padding_cache: EncoderStream | None = None,
-        use_streaming: bool | None = None,
-        return_dict: bool | None = None,
-        return_loss: bool | None = None,
-    ) -> Any:
-        """Encode audio and decode the codes again, as [`TiledCodec.forward`] explains.
+    def training_output(
+        self, input_values: Tensor | None, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
+    ) -> MimiTrainingOutput:
+        """Audio through encoder, quantizer and decoder with gradients: what a call in training mode does.
 
-        In training mode, audio goes through encoder, quantizer and decoder with gradients, and the codebooks learn as
-        `model.quantizer.training_options` say ([`QuantizerTraining`]). The losses are in the output, a
-        [`MimiTrainingOutput`], unless `return_loss` is False.
+        The codebooks learn as `model.quantizer.training_options` say ([`QuantizerTraining`]).
         """
-        caches = (encoder_past_key_values, decoder_past_key_values, padding_cache)
+        self.require_half("encoder")
+        self.require_half("decoder")
         audio: Any = input_values  # None is refused
-        if self.training and audio_codes is None and not self.is_streaming(use_streaming, *caches):
-            self.require_half("encoder")
-            self.require_half("decoder")
-            self.check_audio(audio)
-            output = training_pass(self, audio, padding_mask, num_quantizers, return_loss is not False)
-            return self._output(output, return_dict)
-        return super().forward(
-            input_values, padding_mask, num_quantizers, audio_codes, *caches, use_streaming, return_dict, return_loss
-        )
+        self.check_audio(audio)
+        return training_pass(self, audio, padding_mask, num_quantizers, return_loss)
 
     # Readiness
 

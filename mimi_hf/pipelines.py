@@ -153,7 +153,7 @@ class AudioTokenizationPipeline(_FromAudio):
     ) -> tuple[dict, dict, dict]:
         forward = {}
         if num_quantizers is not None:
-            forward["num_quantizers"] = self.model.quantizer.check_num_quantizers(num_quantizers)
+            forward["num_quantizers"] = self.model.check_num_quantizers(num_quantizers)
         return _given_rate(sampling_rate), forward, {}
 
     def _encode(self, values: Tensor, num_quantizers: int | None = None) -> Tensor:
@@ -227,7 +227,7 @@ class AudioDetokenizationPipeline(_MimiPipeline):
                 f"its shape is {codes.shape}, but (codebooks, frames) is expected. Give a batch as a list: list(codes)."
             )
         codes = codes.astype(np.int64)
-        self.model.quantizer.check_codes(torch.from_numpy(codes)[None])
+        self.model.check_codes(torch.from_numpy(codes)[None])
         most = codes.shape[1] * self.model.config.frame_size
         length = most if length is None else length
         if not isinstance(length, numbers.Integral) or not 0 <= int(length) <= most:

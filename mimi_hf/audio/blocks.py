@@ -20,11 +20,6 @@ from .mix import check_rate, mix_channels
 from .pcm import PCM, clip_finite
 from .readers import AudioSource, open_reader
 
-# What libsndfile reads, by the extensions in use.
-AUDIO_EXTENSIONS = (
-    *("wav", "rf64", "w64", "flac", "ogg", "oga", "opus", "mp3"),
-    *("aiff", "aif", "aifc", "au", "snd", "caf"),
-)
 # What is written, by extension: libsndfile's name of the format, the most channels and the highest sampling rate that
 # it holds. libsndfile itself (1.2) crashes instead of refusing where Ogg's limits are passed.
 WRITABLE = {

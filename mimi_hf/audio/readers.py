@@ -19,6 +19,11 @@ from .pcm import PCM, decode_samples, read_wav_header
 
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryReader
 
+# The formats that are read: for folders, by the extensions in use, and in messages.
+AUDIO_EXTENSIONS = (
+    *("wav", "rf64", "w64", "flac", "ogg", "oga", "opus", "mp3"),
+    *("aiff", "aif", "aifc", "au", "snd", "caf"),
+)
 READABLE = "wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf and whatever else libsndfile knows"
 # Samples that libsndfile reports for a FLAC file whose header does not say how long it is.
 _UNKNOWN_LENGTH = 2**63 - 1

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from mimi_hf.corpus.jobs.job import Job
 
 
-@dataclass(frozen=True)
-class Work:
-    """How a job is to be done, as the options say."""
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """The options of a corpus job: who does it, where, and how it reports."""
 
     engine: str
     num_proc: int | None
@@ -63,49 +63,49 @@ def planning(message: str, quiet: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def run_job(job: "Job", work: Work) -> None:
+def run_job(job: "Job", options: JobOptions) -> None:
     """Do this process's part of a job. Then, if all parts are done, join them."""
     from mimi_hf.corpus.jobs.job import TOTALS
     from mimi_hf.corpus.runners.ranks import my_part
 
-    with planning("Planning …", work.quiet):
-        parts, part = my_part(work.num_shards, work.shard_index)
+    with planning("Planning …", options.quiet):
+        parts, part = my_part(options.num_shards, options.shard_index)
         job.begin()
         indices = [index for index in job.unfinished() if index % parts == part]
     if indices:
         try:
             with explaining("What is done stays; the same command goes on from here."):
-                _run_shards(job, indices, work)
+                _run_shards(job, indices, options)
         except KeyboardInterrupt:
             typer.echo("Interrupted. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-    with planning("Joining …", work.quiet):
+    with planning("Joining …", options.quiet):
         # Where all is done, nothing is written again.
         joined = not indices and job.output.exists(TOTALS)
         totals = job.output.read_json(TOTALS) if joined else job.finish()
         if totals is not None:
             job.output.remove_unfinished(alone=parts == 1)
-        url = _push(job, work.push_to_hub, work.private) if totals is not None and work.push_to_hub else None
-    _tell(job, totals, url, len(indices), work)
+        url = _push(job, options.push_to_hub, options.private) if totals is not None and options.push_to_hub else None
+    _tell(job, totals, url, len(indices), options)
 
 
-def _run_shards(job: "Job", indices: list[int], work: Work) -> None:
+def _run_shards(job: "Job", indices: list[int], options: JobOptions) -> None:
     """Choose the runner, and show its progress."""
     from mimi_hf.corpus.runners.local import default_processes, run_here, run_processes
     from mimi_hf.corpus.runners.ranks import local_rank
     from mimi_hf.corpus.runners.ray import run_ray
 
-    with _Progress(len(indices), len(job.shards), work.quiet) as watch:
-        if work.engine == "ray":
-            run_ray(job, indices, work.ray_actors, address=work.ray_address, device=work.device, watch=watch)
+    with _Progress(len(indices), len(job.shards), options.quiet) as watch:
+        if options.engine == "ray":
+            run_ray(job, indices, options.ray_actors, address=options.ray_address, device=options.device, watch=watch)
             return
-        device, rank = work.device, local_rank()
-        processes = work.num_proc or (1 if rank is not None or device else default_processes())
+        device, rank = options.device, local_rank()
+        processes = options.num_proc or (1 if rank is not None or device else default_processes())
         if device is None and rank is not None:
             import torch
 
             device = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
-        if (work.num_proc or 1) > len(indices) and not work.quiet:
+        if (options.num_proc or 1) > len(indices) and not options.quiet:
             typer.echo(
                 f"{len(indices)} shards keep no more than {len(indices)} processes busy. A smaller --shard-size, in a"
                 " new folder, makes more of them (not of tars and data sets of the Hub, where a file is a shard).",
@@ -167,7 +167,7 @@ def _push(job: "Job", name: str, private: bool) -> str:
     return str(url)
 
 
-def _tell(job: "Job", totals: dict[str, Any] | None, url: str | None, made: int, work: Work) -> None:
+def _tell(job: "Job", totals: dict[str, Any] | None, url: str | None, made: int, options: JobOptions) -> None:
     left = len(job.unfinished())
     facts: dict[str, Any] = {
         "output": job.output.location,
@@ -178,9 +178,9 @@ def _tell(job: "Job", totals: dict[str, Any] | None, url: str | None, made: int,
     }
     if totals is not None:
         facts["totals"] = totals
-    if work.json:
+    if options.json:
         print_json(facts)
-    elif not work.quiet:
+    elif not options.quiet:
         typer.echo(f"{job.output.location}: {made} shards made, {len(job.shards) - left} of {len(job.shards)} there")
         for name in ("examples", "hours", "frames", "failures"):
             if name in facts.get("totals", {}):

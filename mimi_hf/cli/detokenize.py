@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .corpora import Work, planning, run_job
+from .corpora import JobOptions, planning, run_job
 from .options import (
     DEFAULT_MODEL,
     ActorsOption,
@@ -83,23 +83,23 @@ def detokenize(
     when interrupted.
     """
     check_dtype(dtype)
-    work = Work(
-        engine,
-        num_proc,
-        num_shards,
-        shard_index,
-        ray_address,
-        ray_actors,
-        device,
-        push_to_hub,
-        private,
-        quiet,
-        json,
+    job_options = JobOptions(
+        engine=engine,
+        num_proc=num_proc,
+        num_shards=num_shards,
+        shard_index=shard_index,
+        ray_address=ray_address,
+        ray_actors=ray_actors,
+        device=device,
+        push_to_hub=push_to_hub,
+        private=private,
+        quiet=quiet,
+        json=json,
     )
-    work.check(output)
+    job_options.check(output)
     with planning(f"Looking at {source} …", quiet):
         from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
-        from mimi_hf.corpus.jobs.output import Output
+        from mimi_hf.corpus.jobs.storage import Output
         from mimi_hf.corpus.sources.codes import open_codes
         from mimi_hf.loading import ModelChoice
 
@@ -117,4 +117,4 @@ def detokenize(
             shard_size,
             strict,
         )
-    run_job(job, work)
+    run_job(job, job_options)

@@ -1,1 +1,1 @@
-"""What computes: layers, tiles and streams; torch alone."""
+"""What computes: layers, tiles and streams; torch alone, but for two names of transformers."""

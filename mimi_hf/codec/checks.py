@@ -1,4 +1,4 @@
-"""Refusing what a codec cannot take, with the value, the rule and the remedy."""
+"""Checks of what a codec is given. Errors name the value, the rule and the remedy."""
 
 import numbers
 from typing import Any
@@ -10,7 +10,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, to
 
 
 def check_audio(audio: Any, channels: int) -> None:
-    """Refuse what is no float tensor of shape (B, channels, N).
+    """Raise unless `audio` is a float tensor of shape (B, channels, N).
 
     Raises:
         TypeError, ValueError: with what was found and what is needed.
@@ -27,10 +27,10 @@ def check_audio(audio: Any, channels: int) -> None:
 
 
 def check_num_quantizers(num_quantizers: Any, fewest: int, most: int) -> int:
-    """The number of codebooks to use; `most` where None.
+    """The number of codebooks to use; `most` if None.
 
     Raises:
-        TypeError, ValueError: where it is no integer from `fewest`, the semantic quantizers, to `most`.
+        TypeError, ValueError: if it is not an integer from `fewest`, the semantic quantizers, to `most`.
     """
     if num_quantizers is None:
         return most
@@ -52,7 +52,7 @@ def check_codes(codes: Any, codebook_size: int, fewest: int, most: int) -> Tenso
         codes: Tensor, shape = (B, K, F), integers from 0 to `codebook_size - 1`, K from `fewest` to `most`.
 
     Raises:
-        TypeError, ValueError: where they are anything else.
+        TypeError, ValueError: if they are anything else.
     """
     expected = "an integer tensor of shape (batch, num_quantizers, frames)"
     if not isinstance(codes, Tensor) or codes.dtype not in _INTEGERS:

@@ -76,7 +76,7 @@ def mel_loss(
         Tensor, shape = ().
 
     Raises:
-        ValueError: for audio of different shapes, or windows and bands that cannot be.
+        ValueError: for audio of different shapes, or windows and bands that are invalid.
     """
     return _mel_distance(*_all_magnitudes(target, estimate, windows), sampling_rate, windows, mels, floor)
 

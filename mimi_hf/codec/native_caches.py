@@ -21,13 +21,13 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 def find_stream(
     codec: Any, kind: type[AnyStream], carriers: Sequence[Any], wanted: bool | None, make: Callable[[], AnyStream]
 ) -> AnyStream | None:
-    """The stream that a call goes on with; None where it streams nothing.
+    """The stream that a call goes on with; None if the call does not stream.
 
     Args:
         codec: whose call it is.
         kind: [`EncoderStream`] or [`DecoderStream`].
         carriers: what was passed as caches, None among them.
-        wanted: begin a stream where there is none yet.
+        wanted: begin a stream if there is none yet.
         make: makes that stream.
 
     Raises:

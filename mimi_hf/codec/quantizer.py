@@ -243,10 +243,10 @@ class SplitResidualVectorQuantizer(nn.Module):
         return Quantized(latents, semantic, torch.cat(codes, dim=1), error / count.clamp(min=1))
 
     def check_num_quantizers(self, num_quantizers: int | None) -> int:
-        """The number of codebooks to use: all where None.
+        """The number of codebooks to use: all if None.
 
         Raises:
-            TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
+            TypeError, ValueError: if it is not an integer from `num_semantic_quantizers` to `num_quantizers`.
         """
         return check_num_quantizers(num_quantizers, self.num_semantic_quantizers, self.max_num_quantizers)
 
@@ -254,7 +254,7 @@ class SplitResidualVectorQuantizer(nn.Module):
         """The codes as int64.
 
         Raises:
-            TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
+            TypeError, ValueError: if they are not integers of shape (B, K, F), or out of range.
         """
         size = self.semantic_residual_vector_quantizer.codebook_size
         return check_codes(codes, size, self.num_semantic_quantizers, self.max_num_quantizers)

@@ -43,8 +43,8 @@ class CodecConfig(Protocol):
 class Steps(Protocol):
     """An engine: it computes some whole frames, and hands on what it must remember.
 
-    A state is a tree of tensors, batch first, of which all zeros means: nothing has come yet (see `state`). A step may
-    reuse the memory of the state that it is given.
+    A state is a tree of tensors, batch first. All zeros means that nothing has been pushed yet (see `state`). A step
+    may reuse the memory of the state that it is given.
     """
 
     config: Any

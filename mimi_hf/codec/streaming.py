@@ -107,7 +107,7 @@ class Stream:
         Args:
             step: the step. Single frames of a stream that has begun take its compiled form, where the codec wants that.
             key: tells the step from the codec's other ones.
-            active: the mask of the rows that advance, all where None.
+            active: the mask of the rows that advance, all if None.
         """
         codec = self.model
         compiles = codec.compiled_steps is not None and frames == 1 and self.state is not None
@@ -195,9 +195,9 @@ class EncoderStream(Stream):
 
         Args:
             chunk: Tensor, shape = (B, audio_channels, n), n >= 0.
-            active: the rows that go on, as in [`reset`]; all where None. The others pause: what the chunk holds for
+            active: the rows that go on, as in [`reset`]; all if None. The others pause: what the chunk holds for
                 them is ignored. Rows may pause between frames only.
-            num_quantizers: K from here on; as before where None.
+            num_quantizers: K from here on; as before if None.
 
         Returns:
             Tensor, shape = (B, K, f), int64, the f >= 0 frames that are whole now; -1 in rows that pause.
@@ -281,7 +281,7 @@ class DecoderStream(Stream):
 
         Args:
             audio_codes: Tensor, shape = (B, K, f), integers, f >= 0.
-            active: the rows that go on, as in [`reset`]; all where None. The others pause: their codes are ignored.
+            active: the rows that go on, as in [`reset`]; all if None. The others pause: their codes are ignored.
 
         Returns:
             Tensor, shape = (B, audio_channels, f * frame_size); zeros in rows that pause.

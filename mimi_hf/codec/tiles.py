@@ -1,7 +1,7 @@
 """Two steps become a codec: offline in tiles, in ragged batches, as streams, and in calls of transformers' style.
 
-Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles of a few seconds. So the result
-does not depend on how the input is cut, and memory does not grow with its length.
+Audio is encoded, and codes are decoded, as a stream that is pushed through in tiles. So the result does not depend on
+how the input is cut, and memory does not grow with its length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .streaming import DecoderStream, EncoderStream
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
-# Frames of a tile, all rows together: enough rows for the products of the transformers.
+# Frames of a tile, all rows of a batch together, so that the products of the transformers are large enough: at most
+# 15 s of a single row on a CPU, and 82 s on a GPU.
 _TILE_FRAMES_CPU, _TILE_FRAMES = 192, 1024
 
 
@@ -39,9 +40,9 @@ class TiledCodec:
 
     config: Any
     compiled_steps: dict[tuple, Any] | None = None
+    training: bool = False
 
     if TYPE_CHECKING:  # of torch.nn.Module and transformers, or of the engine
-        training: bool
 
         @property
         def device(self) -> torch.device: ...
@@ -122,10 +123,10 @@ class TiledCodec:
         return self.config.codebook_size.bit_length() - 1
 
     def check_num_quantizers(self, num_quantizers: int | None) -> int:
-        """The number of codebooks to use: all where None.
+        """The number of codebooks to use: all if None.
 
         Raises:
-            TypeError, ValueError: where it is no integer from the semantic quantizers' number to that of all.
+            TypeError, ValueError: if it is not an integer from `num_semantic_quantizers` to `num_quantizers`.
         """
         return check_num_quantizers(num_quantizers, self.config.num_semantic_quantizers, self.config.num_quantizers)
 
@@ -133,13 +134,13 @@ class TiledCodec:
         """The codes as int64.
 
         Raises:
-            TypeError, ValueError: where they are no integers of shape (B, K, F), or out of range.
+            TypeError, ValueError: if they are not integers of shape (B, K, F), or out of range.
         """
         config = self.config
         return check_codes(codes, config.codebook_size, config.num_semantic_quantizers, config.num_quantizers)
 
     def check_audio(self, audio: Tensor) -> None:
-        """Refuse what is no float tensor of shape (B, audio_channels, N).
+        """Raise unless `audio` is a float tensor of shape (B, audio_channels, N).
 
         Raises:
             TypeError, ValueError: with what was found and what is needed.
@@ -313,19 +314,26 @@ class TiledCodec:
     ) -> Any:
         """Encode audio and decode the codes again; with `audio_codes`, only decode these.
 
-        The audio is as long as `input_values` or `padding_mask`, where one is given.
+        The audio is as long as `input_values` or `padding_mask`, where one is given. In training mode, audio goes
+        through encoder, quantizer and decoder with gradients instead, and the codebooks learn; see
+        [`MimiModel.training_output`].
 
         Args:
-            return_loss: compute the reconstruction loss as well. A stream has none. (transformers' Trainer has an
-                `eval_loss` where its batches hold `"return_loss": True`.)
+            return_loss: compute the reconstruction loss, and in training mode its sum with the commitment. By default,
+                only training mode computes it. A stream has none. (transformers' Trainer has an `eval_loss` if its
+                batches hold `"return_loss": True`.)
 
         The other arguments are those of [`encode`] and [`decode`].
 
         Returns:
-            A [`MimiOutput`], or a tuple.
+            A [`MimiOutput`], in training mode a [`MimiTrainingOutput`], or a tuple.
         """
         caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
-        streaming = self.is_streaming(use_streaming, *caches)
+        streaming = self.config.use_streaming if use_streaming is None else use_streaming
+        streaming = streaming or any(cache is not None for cache in caches)
+        if self.training and audio_codes is None and not streaming:
+            output = self.training_output(input_values, padding_mask, num_quantizers, return_loss is not False)
+            return self._output(output, return_dict)
         if audio_codes is not None:
             encoded = MimiEncoderOutput(audio_codes)
         else:
@@ -350,10 +358,11 @@ class TiledCodec:
             output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
         return self._output(output, return_dict)
 
-    def is_streaming(self, use_streaming: bool | None, *caches: Any) -> bool:
-        """Whether a call of `forward` with these arguments belongs to a stream."""
-        wanted = self.config.use_streaming if use_streaming is None else use_streaming
-        return wanted or any(cache is not None for cache in caches)
+    def training_output(
+        self, input_values: Tensor | None, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
+    ) -> ModelOutput:
+        """What [`forward`] returns in training mode, for an engine that can be trained."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained. Train a MimiModel.")
 
     # Streams
 

@@ -23,7 +23,7 @@ def training_pass(
         padding_mask, num_quantizers: as for [`MimiModel.encode`].
         return_loss: compute the reconstruction loss and the sum as well.
     """
-    num_quantizers = model.quantizer.check_num_quantizers(num_quantizers)
+    num_quantizers = model.check_num_quantizers(num_quantizers)
     rows = Ragged.of_audio(input_values, padding_mask, model.config.frame_size)
     audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
     mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_EXPORTS` is the same list 
     from .jobs.detokenize import DetokenizeJob
     from .jobs.encoding import Encoded, EncodingOptions, encode_examples
     from .jobs.job import ExampleError, Job
-    from .jobs.output import Output
+    from .jobs.storage import Output
     from .jobs.tokenize import TokenizeJob
     from .runners.local import run_here, run_processes
     from .runners.ranks import my_part
@@ -56,7 +56,7 @@ _EXPORTS = {
     "Example": "sources",
     "ExampleError": "jobs.job",
     "Job": "jobs.job",
-    "Output": "jobs.output",
+    "Output": "jobs.storage",
     "Source": "sources",
     "TokenizeJob": "jobs.tokenize",
     "encode_examples": "jobs.encoding",

@@ -69,7 +69,7 @@ def evaluate(
         least, most = model.quantizer.num_semantic_quantizers, model.quantizer.max_num_quantizers
         levels = [level for level in LEVELS if least <= level <= most] or [most]
     else:
-        levels = sorted({model.quantizer.check_num_quantizers(level) for level in num_quantizers})
+        levels = sorted({model.check_num_quantizers(level) for level in num_quantizers})
     if not levels:
         raise ValueError("num_quantizers names no number of codebooks. Leave it out for 1, 2, 4 and 8.")
     chosen = choose_metrics(metrics)

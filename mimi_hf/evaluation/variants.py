@@ -49,11 +49,11 @@ class Variant(Protocol):
         ...
 
 
-class Whole:
+class WholeVariant:
     """Runs a model on whole recordings. The model is a [`MimiModel`] or transformers' own."""
 
     def __init__(self, model: Any, name: str) -> None:
-        self.model, self.name, self.config = model.eval(), name, model.config
+        self.model, self.name, self.config = model, name, model.config
 
     @torch.no_grad()
     def encode(self, audio: Tensor, num_quantizers: int) -> Tensor:
@@ -67,11 +67,11 @@ class Whole:
         return self.model.decode(codes.to(self.model.device)).audio_values
 
 
-class Stream:
+class StreamVariant:
     """Runs a [`MimiModel`] as a stream, frame by frame."""
 
     def __init__(self, model: MimiModel, name: str) -> None:
-        self.model, self.name, self.config = model.eval(), name, model.config
+        self.model, self.name, self.config = model, name, model.config
 
     def encode(self, audio: Tensor, num_quantizers: int) -> Tensor:
         """Encode a recording, see [`Variant.encode`]."""
@@ -100,10 +100,10 @@ def open_variant(what: str, choice: ModelChoice, device: str | None = None) -> V
         OSError, ValueError: there is no such model, or it cannot be loaded.
     """
     if what in DTYPES:
-        return Whole(replace(choice, dtype=what).load(device), what)
+        return WholeVariant(replace(choice, dtype=what).load(device), what)
     if what in VARIANTS:
         return VARIANTS[what](choice, device)
-    return Whole(ModelChoice(what, choice.dtype).load(device), what)
+    return WholeVariant(ModelChoice(what, choice.dtype).load(device), what)
 
 
 def _load(kind: Any, choice: ModelChoice, device: str | None, **options: Any) -> Any:
@@ -114,11 +114,11 @@ def _load(kind: Any, choice: ModelChoice, device: str | None, **options: Any) ->
 
 
 VARIANTS: dict[str, Callable[[ModelChoice, str | None], Variant]] = {
-    "eager": lambda choice, device: Whole(choice.load(device), "eager"),
-    "stream": lambda choice, device: Stream(choice.load(device), "stream"),
-    "compiled": lambda choice, device: Stream(choice.load(device).compile_for_streaming(), "compiled"),
-    "native": lambda choice, device: Whole(_load(transformers.MimiModel, choice, device), "native"),
-    "int8": lambda choice, device: Whole(
+    "eager": lambda choice, device: WholeVariant(choice.load(device), "eager"),
+    "stream": lambda choice, device: StreamVariant(choice.load(device), "stream"),
+    "compiled": lambda choice, device: StreamVariant(choice.load(device).compile_for_streaming(), "compiled"),
+    "native": lambda choice, device: WholeVariant(_load(transformers.MimiModel, choice, device), "native"),
+    "int8": lambda choice, device: WholeVariant(
         _load(MimiModel, choice, device, quantization_config=MimiInt8Config()), "int8"
     ),
 }

@@ -10,7 +10,7 @@ from mimi_hf.audio.blocks import TOO_LONG
 class EncodeOptions:
     """How to encode.
 
-    num_quantizers: K, codebooks to use; all where None.
+    num_quantizers: K, codebooks to use; all if None.
     stereo: keep the channels, each a stream of its own; otherwise they are mixed.
     entropy: code the codes again, which is slower and smaller (extra `entropy`).
     metadata: a JSON object for the file, besides what is known about the source.
@@ -28,7 +28,7 @@ class EncodeOptions:
 class DecodeOptions:
     """How to decode.
 
-    num_quantizers: K, the first codebooks of the file; all where None.
+    num_quantizers: K, the first codebooks of the file; all if None.
     start, duration: the part to decode, in seconds; what lies past the end is left out.
     any_model: decode with codebooks that are not those of the file, too.
     sample_format, header: of what goes into a pipe, see [`PCM`]; with a WAV header or without.

@@ -48,7 +48,7 @@ def encode_file(
         model: a [`MimiModel`].
         source: a path, bytes, or a binary file object, as of [`mimi_hf.audio.blocks.AudioBlocks`].
         output: a path; or a binary file object, into which codes go as soon as there are any.
-        options: how; the defaults of [`EncodeOptions`] where None.
+        options: how; the defaults of [`EncodeOptions`] if None.
         digest: `model.codebook_digest` where it is known already, as it takes a moment.
         progress: called with the share that is done, from 0 to 1, where the length is known.
 
@@ -109,7 +109,7 @@ def decode_file(
         source: a path, or a binary file object, which need not be seekable.
         output: a path that ends in .wav, .flac or .ogg; or a binary file object, into which WAV or raw samples go as
             soon as there are any.
-        options: how; the defaults of [`DecodeOptions`] where None.
+        options: how; the defaults of [`DecodeOptions`] if None.
         digest, progress: as of [`encode_file`].
 
     Raises:
@@ -200,7 +200,7 @@ def _check_header(model: MimiModel, header: Header, options: DecodeOptions, name
     num_quantizers = header.num_quantizers if options.num_quantizers is None else options.num_quantizers
     if num_quantizers > header.num_quantizers:
         raise ValueError(f"num_quantizers={num_quantizers}, but {name} holds {header.num_quantizers}. Ask for fewer.")
-    return model.quantizer.check_num_quantizers(num_quantizers)
+    return model.check_num_quantizers(num_quantizers)
 
 
 def _read_pieces(reader: BitstreamReader, first: int, seekable: bool, live: bool) -> Iterator[np.ndarray]:

@@ -93,7 +93,7 @@ def decode_codes(
         np.ndarray: the audio of each piece, shape = (C, f * frame_size), float32.
 
     Raises:
-        TypeError, ValueError: for codes that are none of the model's.
+        TypeError, ValueError: for codes that the model does not have.
     """
     clock = clock or nullcontext()
     for codes in pieces:

@@ -1,4 +1,4 @@
-"""How an option that cannot be is refused."""
+"""Reject an invalid option."""
 
 
 def check_option(holds: object, name: str, value: object, rule: str) -> None:

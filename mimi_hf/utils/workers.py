@@ -147,7 +147,7 @@ class _Worker:
 
 
 def _serve(connection: Any, start: Callable, work: Callable, number: int) -> None:
-    """What a process does: a task after the other, until the pipe is closed."""
+    """What a process does: one task after another, until the pipe is closed."""
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -180,7 +180,7 @@ def _end_with_parent() -> None:
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os._exit(_TERMINATED)  # where the main thread does not come round to it
+    os._exit(_TERMINATED)  # in case the main thread never gets to it
 
 
 def _picklable(error: Exception) -> Exception:

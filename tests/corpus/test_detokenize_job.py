@@ -15,7 +15,7 @@ from support.tiny import make_model
 from mimi_hf.corpus.jobs import detokenize
 from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
 from mimi_hf.corpus.jobs.file_names import file_name
-from mimi_hf.corpus.jobs.output import Output
+from mimi_hf.corpus.jobs.storage import Output
 from mimi_hf.corpus.jobs.tokenize import ExampleError
 from mimi_hf.corpus.runners.local import run_here
 from mimi_hf.corpus.sources.codes import open_codes

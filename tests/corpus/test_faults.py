@@ -8,7 +8,7 @@ from support.corpora import make_job, rows_of, save_model, write_clips
 
 from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
 from mimi_hf.corpus.jobs.encoding import Encoded
-from mimi_hf.corpus.jobs.output import Output
+from mimi_hf.corpus.jobs.storage import Output
 from mimi_hf.corpus.reading import Recording, gather
 from mimi_hf.corpus.runners import shard
 from mimi_hf.corpus.runners.local import run_here

@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from support.corpora import make_job, save_model, write_clips
 
 from mimi_hf.corpus.jobs.detokenize import DetokenizeJob
-from mimi_hf.corpus.jobs.output import Output
+from mimi_hf.corpus.jobs.storage import Output
 from mimi_hf.corpus.runners.local import run_here
 from mimi_hf.corpus.sources.codes import open_codes
 from mimi_hf.loading import ModelChoice

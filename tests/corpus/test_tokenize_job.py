@@ -18,7 +18,7 @@ from support.tiny import make_model
 
 from mimi_hf.corpus import reading
 from mimi_hf.corpus.jobs import encoding
-from mimi_hf.corpus.jobs.output import Output
+from mimi_hf.corpus.jobs.storage import Output
 from mimi_hf.corpus.jobs.tokenize import ExampleError
 from mimi_hf.corpus.runners import shard
 from mimi_hf.corpus.runners.local import run_here

@@ -12,7 +12,7 @@ from support.tiny import make_model
 
 from mimi_hf import MimiConfig
 from mimi_hf.evaluation.agreement import compare
-from mimi_hf.evaluation.variants import Whole, open_variant
+from mimi_hf.evaluation.variants import WholeVariant, open_variant
 from mimi_hf.loading import ModelChoice
 
 
@@ -63,7 +63,7 @@ def test_a_model_agrees_with_itself_and_less_with_a_perturbed_one(codec, recordi
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.data += strength * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
-        found.append(compare(Whole(codec.model, "a"), Whole(model, "b"), recordings))
+        found.append(compare(WholeVariant(codec.model, "a"), WholeVariant(model, "b"), recordings))
     assert 1.0 > found[0].equal > found[1].equal
     assert found[0].snr > found[1].snr
 
@@ -102,6 +102,6 @@ def test_a_variant_that_gives_nan_fails(tmp_path):
 
 
 def test_models_of_other_frames_are_not_compared(codec, recordings):
-    other = Whole(make_model(), "other")
+    other = WholeVariant(make_model(), "other")
     with pytest.raises(ValueError, match="cannot be compared: their frame_size is 1920 and 24"):
-        compare(Whole(codec.model, "first"), other, recordings)
+        compare(WholeVariant(codec.model, "first"), other, recordings)

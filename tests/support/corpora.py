@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from mimi_hf.corpus.jobs.encoding import EncodingOptions
-from mimi_hf.corpus.jobs.output import Output
+from mimi_hf.corpus.jobs.storage import Output
 from mimi_hf.corpus.jobs.tokenize import TokenizeJob
 from mimi_hf.corpus.sources import open_source
 from mimi_hf.loading import ModelChoice

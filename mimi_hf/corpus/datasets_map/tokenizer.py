@@ -278,7 +278,7 @@ def _check_codes(model: MimiModel, index: int, value: Any) -> np.ndarray | None:
             raise ValueError(
                 f"it is {codes.dtype} of shape {codes.shape}, but integers (codebooks, frames) are needed."
             )
-        return model.quantizer.check_codes(torch.from_numpy(codes.astype(np.int64))[None])[0].numpy()
+        return model.check_codes(torch.from_numpy(codes.astype(np.int64))[None])[0].numpy()
     except (ValueError, TypeError) as error:
         raise type(error)(f"Codes of example {index}: {error}") from error
 

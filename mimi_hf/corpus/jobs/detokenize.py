@@ -26,8 +26,8 @@ from mimi_hf.loading import ModelChoice
 from .dataset_card import detokenized_card
 from .file_names import FORMATS, file_name
 from .job import ExampleError, Job, Progress
-from .output import Output
 from .reports import AudioReport
+from .storage import Output
 
 if TYPE_CHECKING:
     from mimi_hf.modeling_mimi import MimiModel
@@ -101,7 +101,7 @@ class DetokenizeJob(Job[AudioReport]):
         self.num_quantizers, self.batch_seconds = num_quantizers, batch_seconds
         loaded = self.load("cpu")
         if num_quantizers is not None:
-            loaded.quantizer.check_num_quantizers(num_quantizers)
+            loaded.check_num_quantizers(num_quantizers)
         self.sampling_rate, self.channels = loaded.config.sampling_rate, loaded.config.audio_channels
         self.frame_size = loaded.config.frame_size
         self.codebook_digest = loaded.codebook_digest

@@ -136,7 +136,7 @@ def _encode_long(
     pieces, num_samples = [], 0
     try:
         with open_blocks(example, config.sampling_rate, config.audio_channels, _LONG_PUSH) as blocks:
-            for codes, done in encode_blocks(stream, iterate_ahead(blocks), "it"):
+            for codes, done in encode_blocks(stream, iterate_ahead(blocks), "the recording"):
                 pieces.append(codes)
                 progress((done - num_samples) / config.sampling_rate)
                 num_samples = done

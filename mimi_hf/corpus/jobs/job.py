@@ -25,8 +25,8 @@ from mimi_hf.corpus.sources import Source
 from mimi_hf.loading import ModelChoice, weights_digest
 from mimi_hf.utils.ahead import map_ahead
 
-from .output import Output
 from .reports import Report
+from .storage import Output
 
 if TYPE_CHECKING:
     from mimi_hf.modeling_mimi import MimiModel

@@ -19,8 +19,8 @@ from mimi_hf.loading import ModelChoice
 from .dataset_card import tokenized_card
 from .encoding import Encoded, EncodingOptions, encode_examples
 from .job import ExampleError, Job, Progress
-from .output import Output
 from .reports import CodesReport
+from .storage import Output
 
 if TYPE_CHECKING:
     from mimi_hf.modeling_mimi import MimiModel
@@ -68,7 +68,7 @@ class TokenizeJob(Job[CodesReport]):
             )
         loaded = self.load("cpu")
         # The default K becomes a number, for the manifest and for all workers.
-        self.num_quantizers = loaded.quantizer.check_num_quantizers(options.num_quantizers)
+        self.num_quantizers = loaded.check_num_quantizers(options.num_quantizers)
         self.options = replace(options, num_quantizers=self.num_quantizers)
         self.codebook_size, self.sampling_rate = loaded.config.codebook_size, loaded.config.sampling_rate
         self.frame_size = loaded.config.frame_size
