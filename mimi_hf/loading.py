@@ -38,6 +38,13 @@ def mimi_tiny_path() -> Path:
     return Path(__file__).parent / "assets" / "mimi_tiny"
 
 
+def default_device() -> str:
+    """Where a model runs if nothing else is asked for: "cuda" if there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to load, and how. It is small, so that it can be sent to other processes.
@@ -115,7 +122,7 @@ class ModelChoice:
 
         from .modeling_mimi import MimiModel
 
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or default_device()
         if not progress:
             logging.disable_progress_bar()
         revision = self.resolve()[1].revision or "main"

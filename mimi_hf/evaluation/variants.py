@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from mimi_hf.inference.recordings import decode_codes, encode_blocks
-from mimi_hf.loading import DTYPES, ModelChoice
+from mimi_hf.loading import DTYPES, ModelChoice, default_device
 from mimi_hf.modeling_mimi import MimiModel
 from mimi_hf.quantization import MimiInt8Config
 
@@ -110,7 +110,7 @@ def _load(kind: Any, choice: ModelChoice, device: str | None, **options: Any) ->
     """Load a model of another class, or with options, as [`ModelChoice.load`] does it."""
     revision, dtype = choice.resolve()[1].revision, getattr(torch, choice.dtype)
     model = kind.from_pretrained(choice.place, dtype=dtype, revision=revision, **options)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.to(device or default_device())
 
 
 VARIANTS: dict[str, Callable[[ModelChoice, str | None], Variant]] = {

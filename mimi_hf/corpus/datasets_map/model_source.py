@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mimi_hf.loading import ModelChoice, weights_digest
+from mimi_hf.loading import ModelChoice, default_device, weights_digest
 from mimi_hf.modeling_mimi import MimiModel
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
@@ -129,7 +129,7 @@ class ModelSource:
                 " multiprocess.set_start_method('spawn') before `map`, or give device='cpu'."
             )
         if wanted is None:
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+            wanted = default_device()
         if rank is not None and (wanted == "cuda" or (self.model is not None and wanted.startswith("cuda"))):
             return f"cuda:{rank % torch.cuda.device_count()}"
         return wanted

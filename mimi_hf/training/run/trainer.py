@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimi_hf.loading import default_device
 from mimi_hf.training.config import TrainingConfig
 from mimi_hf.training.data.audio_cache import AudioCache
 from mimi_hf.training.data.crops import Crops
@@ -342,7 +343,7 @@ def _accelerator(config: TrainingConfig) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    device = config.run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = config.run.device or default_device()
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device is cuda, but torch finds no GPU here. Leave it out to train on the CPU.")
     # The quantizer itself keeps the codebooks of all processes equal.
