@@ -6,9 +6,10 @@ Example:
     >>> export_checkpoint("mimi", "copy.safetensors")  # doctest: +SKIP
 """
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mimi_hf.utils.lazy import import_on_use
 
 if TYPE_CHECKING:
     from mimi_hf.conversion.architecture import infer_config
@@ -47,13 +48,5 @@ def is_folder_or_id(source: str | Path) -> bool:
     return path.is_dir() or (could_be_id and not path.exists())
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = import_on_use(__name__, _EXPORTS)

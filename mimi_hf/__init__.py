@@ -3,8 +3,9 @@
 Importing `mimi_hf` registers it with the Auto classes, see [`mimi_hf.auto`]. Everything heavy is imported on first use.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mimi_hf.utils.lazy import import_on_use
 
 from . import auto
 from .auto import register, unregister
@@ -79,18 +80,8 @@ _EXPORTS = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take every name for public
-
-    def __getattr__(name: str) -> Any:
-        if name in _EXPORTS:
-            value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = import_on_use(__name__, _EXPORTS)
 
 
 register()

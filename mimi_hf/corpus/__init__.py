@@ -11,8 +11,9 @@ Example:
     12.5
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mimi_hf.utils.lazy import import_on_use
 
 if TYPE_CHECKING:  # for editors and type checkers; `_EXPORTS` is the same list for Python
     from .jobs.detokenize import DetokenizeJob
@@ -70,13 +71,5 @@ _EXPORTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = import_on_use(__name__, _EXPORTS)
