@@ -77,7 +77,7 @@ def _check_format(config: "MimiConfig") -> None:
     rules = (
         (not config.attention_bias, "attention_bias=True, but its attention has no biases"),
         (
-            config.encoder_config is not None and config.decoder_config is not None,
+            config.has_half("encoder") and config.has_half("decoder"),
             "one half dropped (encoder_config or decoder_config is None), but it always holds both",
         ),
         (

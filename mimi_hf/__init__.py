@@ -12,12 +12,19 @@ from .auto import register, unregister
 
 if TYPE_CHECKING:  # for editors and type checkers; `_EXPORTS` is the same list for Python
     from .codec.codebook_learning import QuantizerTraining
-    from .codec.outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput, MimiTrainingOutput
-    from .codec.streaming import DecoderStream, EncoderStream
-    from .configuration_mimi import MimiConfig
+    from .codec.outputs import (
+        MimiDecoderOutput,
+        MimiEncoderModelOutput,
+        MimiEncoderOutput,
+        MimiOutput,
+        MimiTrainingOutput,
+    )
+    from .codec.streaming import DecoderStream, EncoderStream, LatentDecoderStream, LatentEncoderStream
+    from .configuration_mimi import MimiConfig, MimiDecoderConfig, MimiEncoderConfig
     from .corpus.datasets_map.tokenizer import AudioDetokenizer, AudioTokenizer
     from .feature_extraction_mimi import MimiFeatureExtractor
     from .loading import mimi_tiny_path
+    from .modeling_halves import MimiDecoderModel, MimiEncoderModel
     from .modeling_mimi import MimiModel
     from .pipelines import AudioDetokenizationPipeline, AudioFeatureExtractionPipeline, AudioTokenizationPipeline
     from .quantization import MimiInt8Config
@@ -34,8 +41,15 @@ __all__ = [
     "AudioTokenizer",
     "DecoderStream",
     "EncoderStream",
+    "LatentDecoderStream",
+    "LatentEncoderStream",
     "MimiConfig",
+    "MimiDecoderConfig",
+    "MimiDecoderModel",
     "MimiDecoderOutput",
+    "MimiEncoderConfig",
+    "MimiEncoderModel",
+    "MimiEncoderModelOutput",
     "MimiEncoderOutput",
     "MimiFeatureExtractor",
     "MimiInt8Config",
@@ -56,16 +70,23 @@ __all__ = [
 # The module of each public name that Python imports on first use.
 _EXPORTS = {
     "MimiConfig": "configuration_mimi",
+    "MimiEncoderConfig": "configuration_mimi",
+    "MimiDecoderConfig": "configuration_mimi",
     "MimiFeatureExtractor": "feature_extraction_mimi",
     "MimiModel": "modeling_mimi",
+    "MimiEncoderModel": "modeling_halves",
+    "MimiDecoderModel": "modeling_halves",
     "MimiInt8Config": "quantization",
     "MimiEncoderOutput": "codec.outputs",
     "MimiDecoderOutput": "codec.outputs",
+    "MimiEncoderModelOutput": "codec.outputs",
     "MimiOutput": "codec.outputs",
     "MimiTrainingOutput": "codec.outputs",
     "QuantizerTraining": "codec.codebook_learning",
     "EncoderStream": "codec.streaming",
     "DecoderStream": "codec.streaming",
+    "LatentEncoderStream": "codec.streaming",
+    "LatentDecoderStream": "codec.streaming",
     "AudioTokenizationPipeline": "pipelines",
     "AudioDetokenizationPipeline": "pipelines",
     "AudioFeatureExtractionPipeline": "pipelines",

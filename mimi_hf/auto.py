@@ -12,12 +12,29 @@ from typing import Any
 import wrapt
 
 _PACKAGE = __name__.rpartition(".")[0]
-# The mapping that serves each Auto class, the module of transformers that defines it, and our class for it.
+# The mapping that serves each Auto class, the module of transformers that defines it, and our class for each of our
+# configurations. CONFIG_MAPPING has model types in place of configurations, and these in place of classes.
 _MAPPINGS = {
-    "CONFIG_MAPPING": ("transformers.models.auto.configuration_auto", "MimiConfig"),
-    "MODEL_MAPPING": ("transformers.models.auto.modeling_auto", "MimiModel"),
-    "MODEL_FOR_AUDIO_TOKENIZATION_MAPPING": ("transformers.models.auto.modeling_auto", "MimiModel"),
-    "FEATURE_EXTRACTOR_MAPPING": ("transformers.models.auto.feature_extraction_auto", "MimiFeatureExtractor"),
+    "CONFIG_MAPPING": (
+        "transformers.models.auto.configuration_auto",
+        {"mimi": "MimiConfig", "mimi_encoder": "MimiEncoderConfig", "mimi_decoder": "MimiDecoderConfig"},
+    ),
+    "MODEL_MAPPING": (
+        "transformers.models.auto.modeling_auto",
+        {
+            "MimiConfig": "MimiModel",
+            "MimiEncoderConfig": "MimiEncoderModel",
+            "MimiDecoderConfig": "MimiDecoderModel",
+        },
+    ),
+    "MODEL_FOR_AUDIO_TOKENIZATION_MAPPING": (
+        "transformers.models.auto.modeling_auto",
+        {"MimiConfig": "MimiModel"},
+    ),
+    "FEATURE_EXTRACTOR_MAPPING": (
+        "transformers.models.auto.feature_extraction_auto",
+        {"MimiConfig": "MimiFeatureExtractor"},
+    ),
 }
 # Our pipeline for each task, in `.pipelines`. Feature extraction is a task of transformers: our pipeline serves Mimi
 # and passes all other models on to theirs.
@@ -54,7 +71,8 @@ def unregister() -> None:
         if module in sys.modules:
             content = getattr(sys.modules[module], mapping)._extra_content
             for key in list(content):
-                if key == "mimi" or getattr(key, "__module__", "").startswith(f"{_PACKAGE}."):
+                ours = key in _MAPPINGS["CONFIG_MAPPING"][1]
+                if ours or getattr(key, "__module__", "").startswith(f"{_PACKAGE}."):
                     del content[key]
     for task in list(_tasks):
         registry = sys.modules[_PIPELINES_MODULE].PIPELINE_REGISTRY.supported_tasks
@@ -66,13 +84,18 @@ def unregister() -> None:
 
 
 def _fill(mapping: str) -> None:
-    """Add our class to a mapping whose module transformers has imported."""
+    """Add our classes to a mapping whose module transformers has imported."""
     if not _registered:
         return
-    module, name = _MAPPINGS[mapping]
-    config = importlib.import_module(f"{_PACKAGE}.configuration_mimi").MimiConfig
-    key, value = ("mimi", config) if name == "MimiConfig" else (config, _lazy(_PACKAGE, name))
-    getattr(sys.modules[module], mapping).register(key, value, exist_ok=True)
+    module, names = _MAPPINGS[mapping]
+    configs = importlib.import_module(f"{_PACKAGE}.configuration_mimi")
+    for key, name in names.items():
+        entry = (
+            (key, getattr(configs, name))
+            if mapping == "CONFIG_MAPPING"
+            else (getattr(configs, key), _lazy(_PACKAGE, name))
+        )
+        getattr(sys.modules[module], mapping).register(*entry, exist_ok=True)
 
 
 def _fill_tasks(pipelines: ModuleType) -> None:

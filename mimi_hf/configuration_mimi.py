@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
 DEFAULT_ROPE_THETA = 10_000.0
+
+Half = TypeVar("Half", bound="MimiConfig")
 
 
 def is_size(value: Any) -> bool:
@@ -65,6 +67,26 @@ class MimiConfig(PreTrainedConfig):
     """
 
     model_type = "mimi"
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "MimiConfig":
+        """This configuration from that of transformers' own Mimi class, or of one that derives from it.
+
+        Raises:
+            TypeError: for the configuration of another model.
+        """
+        if isinstance(config, MimiConfig):
+            return config
+        if not isinstance(config, PreTrainedConfig) or config.model_type not in _KINDS:
+            found = getattr(config, "model_type", None) or type(config).__name__
+            raise TypeError(
+                f"The configuration is of {found!r}, but MimiModel takes that of Mimi. Load it with"
+                " MimiConfig.from_pretrained."
+            )
+        fields = config.to_dict()
+        ours = _KINDS[fields.pop("model_type")](**fields)
+        ours._attn_implementation = config._attn_implementation
+        return ours
 
     def __init__(
         self,
@@ -208,23 +230,35 @@ class MimiConfig(PreTrainedConfig):
         """Another name of `hidden_size`."""
         return self.hidden_size
 
+    def has_half(self, half: str) -> bool:
+        """Whether the model has its "encoder" (or its "decoder")."""
+        return getattr(self, f"_has_{half}")
+
     @property
-    def encoder_config(self) -> "MimiConfig | None":
-        """This configuration, or `None` where the encoder is dropped: the halves share every field."""
-        return self if self._has_encoder else None
+    def encoder_config(self) -> "MimiEncoderConfig | None":
+        """The configuration of the encoder alone, of the same fields; `None` where it is dropped."""
+        return self._half_config(MimiEncoderConfig) if self._has_encoder else None
 
     @encoder_config.setter
     def encoder_config(self, value: None) -> None:
         self._set_half("encoder", value)
 
     @property
-    def decoder_config(self) -> "MimiConfig | None":
-        """This configuration, or `None` where the decoder is dropped: the halves share every field."""
-        return self if self._has_decoder else None
+    def decoder_config(self) -> "MimiDecoderConfig | None":
+        """The configuration of the decoder alone, of the same fields; `None` where it is dropped."""
+        return self._half_config(MimiDecoderConfig) if self._has_decoder else None
 
     @decoder_config.setter
     def decoder_config(self, value: None) -> None:
         self._set_half("decoder", value)
+
+    def _half_config(self, kind: type[Half]) -> Half:
+        fields = self.to_dict()
+        fields.pop("model_type")
+        half = kind(**fields)
+        # Not among the fields, but the half computes its attention as the whole does.
+        half._attn_implementation = self._attn_implementation
+        return half
 
     def _set_half(self, half: str, value: None) -> None:
         if value is not None:
@@ -355,4 +389,47 @@ class MimiConfig(PreTrainedConfig):
         return isinstance(other, MimiConfig) and self.to_dict() == other.to_dict()
 
 
-__all__ = ["MimiConfig"]
+class MimiEncoderConfig(MimiConfig):
+    """The configuration of [`MimiEncoderModel`]: every field of [`MimiConfig`], and no decoder.
+
+    It loads from the folder of a whole model, too.
+    """
+
+    model_type = "mimi_encoder"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**_of_half(kwargs, "decoder"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _without_halves(super().to_dict())
+
+
+class MimiDecoderConfig(MimiConfig):
+    """The configuration of [`MimiDecoderModel`]: every field of [`MimiConfig`], and no encoder.
+
+    It loads from the folder of a whole model, too.
+    """
+
+    model_type = "mimi_decoder"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**_of_half(kwargs, "encoder"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _without_halves(super().to_dict())
+
+
+def _of_half(fields: dict[str, Any], dropped: str) -> dict[str, Any]:
+    """The fields of a half: whatever a file says of halves, it has itself and not the other one."""
+    return {**_without_halves(fields), f"{dropped}_config": None}
+
+
+def _without_halves(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in ("encoder_config", "decoder_config")}
+
+
+_KINDS: dict[str, type[MimiConfig]] = {
+    kind.model_type: kind for kind in (MimiConfig, MimiEncoderConfig, MimiDecoderConfig)
+}
+
+__all__ = ["MimiConfig", "MimiDecoderConfig", "MimiEncoderConfig"]

@@ -12,15 +12,18 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from . import quantization as quantization  # registers 8-bit weights with transformers
 from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
+from .codec.checks import check_latents
 from .codec.codebook import Codebook
+from .codec.native_calls import NativeDecoder, NativeDownsample, NativeEncoder, NativeTransformer, NativeUpsample
 from .codec.outputs import MimiTrainingOutput
 from .codec.quantizer import SplitResidualVectorQuantizer
 from .codec.ragged import Ragged
-from .codec.seanet import SEANetDecoder, SEANetEncoder
+from .codec.recorder import Recorder
 from .codec.state import State
+from .codec.streaming import LatentDecoderStream, LatentEncoderStream
 from .codec.tiles import TiledCodec
 from .codec.training_pass import training_pass
-from .codec.transformer import LayerScale, Transformer, TransformerState, ring_slots
+from .codec.transformer import LayerScale, TransformerState, ring_slots
 from .configuration_mimi import MimiConfig
 
 
@@ -65,20 +68,30 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     base_model_prefix = "mimi"
     main_input_name = "input_values"
     input_modalities = "audio"
-    _no_split_modules: ClassVar = ["SEANetEncoder", "SEANetDecoder", "Transformer", "SplitResidualVectorQuantizer"]
+    supports_gradient_checkpointing = True
+    records = True
+    _no_split_modules: ClassVar = [
+        "NativeEncoder",
+        "NativeDecoder",
+        "NativeTransformer",
+        "SplitResidualVectorQuantizer",
+    ]
     # Models that embed Mimi inherit it: it must match none of their own names.
     _keep_in_fp32_modules_strict: ClassVar = ["vector_quantizer.layers"]
     _supports_sdpa = True
+    _quantizes = True
 
     # None in the half that was left out, and the resampling where a latent is a frame.
-    encoder: SEANetEncoder | Any
-    encoder_transformer: Transformer | Any
-    downsample: CausalConv1d | Any
-    upsample: CausalConvTranspose1d | Any
-    decoder_transformer: Transformer | Any
-    decoder: SEANetDecoder | Any
+    encoder: NativeEncoder | Any
+    encoder_transformer: NativeTransformer | Any
+    downsample: NativeDownsample | Any
+    quantizer: SplitResidualVectorQuantizer | Any
+    upsample: NativeUpsample | Any
+    decoder_transformer: NativeTransformer | Any
+    decoder: NativeDecoder | Any
 
     def __init__(self, config: MimiConfig) -> None:
+        config = MimiConfig.of(config)
         super().__init__(config)
         config.validate_architecture()
         if config.hidden_act not in ACT2FN:
@@ -86,22 +99,25 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         width, stride = config.hidden_size, config.latent_stride
         self.encoder = self.encoder_transformer = self.downsample = None
         self.decoder = self.decoder_transformer = self.upsample = None
-        if config.encoder_config is not None:
-            self.encoder = SEANetEncoder(config)
-            self.encoder_transformer = Transformer(config)
+        if config.has_half("encoder"):
+            self.encoder = NativeEncoder(config)
+            self.encoder_transformer = NativeTransformer(config)
             if stride > 1:
-                self.downsample = CausalConv1d(width, width, 2 * stride, stride, pad_mode="replicate", bias=False)
-            self._add_native_names()
-        self.quantizer = SplitResidualVectorQuantizer(config)
-        if config.decoder_config is not None:
+                self.downsample = NativeDownsample(width, width, 2 * stride, stride, pad_mode="replicate", bias=False)
+            self.encoder.name_neighbours(self.encoder_transformer, self.downsample)
+        self.quantizer = SplitResidualVectorQuantizer(config) if self._quantizes else None
+        if config.has_half("decoder"):
             if stride > 1:
                 groups = config.upsample_groups
-                self.upsample = CausalConvTranspose1d(width, width, 2 * stride, stride, groups=groups, bias=False)
-            self.decoder_transformer = Transformer(config)
-            self.decoder = SEANetDecoder(config)
+                self.upsample = NativeUpsample(width, width, 2 * stride, stride, groups=groups, bias=False)
+            self.decoder_transformer = NativeTransformer(config)
+            self.decoder = NativeDecoder(config)
+            self.decoder.name_neighbours(self.decoder_transformer, self.upsample)
         self._weights_arranged = False
         self.post_init()
-        # A full checkpoint holds the half that was dropped, too.
+        # A full checkpoint holds what was dropped, too.
+        if not self._quantizes:
+            self._keys_to_ignore_on_load_unexpected = {r"^quantizer\."}
         for half, names in (("encoder", "downsample"), ("decoder", "upsample")):
             if getattr(self, half) is None:
                 unused = {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
@@ -150,16 +166,21 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
 
     # Encoder
 
-    def encode_step(self, audio: Tensor, state: EncoderState | None, num_quantizers: int) -> tuple[Tensor, State]:
-        latents, state = self._encode_finite(audio, state)
+    def encode_step(
+        self, audio: Tensor, state: EncoderState | None, num_quantizers: int, recorder: Recorder | None = None
+    ) -> tuple[Tensor, State]:
+        latents, state = self._encode_finite(audio, state, recorder)
         return self.quantizer.search(latents, num_quantizers), state
 
-    def encode_tile(self, audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
+    def encode_tile(
+        self, audio: Tensor, state: EncoderState | None, recorder: Recorder | None = None
+    ) -> tuple[Tensor, EncoderState]:
         """One step of the encoder without its quantizer.
 
         Args:
             audio: Tensor, shape = (B, F * frame_size, audio_channels), of the model's dtype.
             state: as for [`encode_step`].
+            recorder: shows the transformer's hidden states and attentions, of a first step alone.
 
         Returns:
             Tensor, shape = (B, F, D), the latents, and the state for the next tile.
@@ -167,14 +188,16 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self.arrange_weights()
         seanet, transformer, downsample = (None, None, None) if state is None else state
         x, seanet = self.encoder(audio, seanet)
-        x, transformer = self.encoder_transformer(x, transformer)
+        x, transformer = self.encoder_transformer(x, transformer, recorder)
         if self.downsample is not None:
             x, downsample = self.downsample(x, downsample)
         return x, EncoderState(seanet, transformer, downsample)
 
-    def _encode_finite(self, audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
+    def _encode_finite(
+        self, audio: Tensor, state: EncoderState | None, recorder: Recorder | None = None
+    ) -> tuple[Tensor, EncoderState]:
         """[`encode_tile`], but it raises if the latents overflow the dtype."""
-        latents, state = self.encode_tile(audio, state)
+        latents, state = self.encode_tile(audio, state, recorder)
         if not torch.compiler.is_compiling() and not torch.isfinite(latents).all():
             raise ValueError(
                 f"The latents overflow {self.dtype}. Scale the audio to about -1 to 1 (its peak here is"
@@ -182,11 +205,14 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
             )
         return latents, state
 
-    def encode_latents(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def encode_latents(
+        self, input_values: Tensor, padding_mask: Tensor | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
         """The latents that `encode` quantizes. Gradients flow through.
 
         Args:
             input_values, padding_mask: as for [`encode`].
+            recorder: shows the transformer's hidden states and attentions; the audio is one step then.
 
         Returns:
             Tensor, shape = (B, D, F); zero where a row has no frame.
@@ -197,20 +223,29 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self.require_half("encoder")
         self.check_audio(input_values)
         rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
-        tiles = [latents for *_, latents in self.encode_tiles(input_values, rows, self._encode_finite)]
+
+        def step(audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
+            return self._encode_finite(audio, state, recorder)
+
+        tiles = [latents for *_, latents in self.encode_tiles(input_values, rows, step, recorder is not None)]
         return rows.place_frames(torch.cat(tiles, dim=1).transpose(1, 2))
 
     # Decoder
 
-    def decode_step(self, codes: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
-        return self.decode_tile(self.quantizer.lookup(codes).to(self.dtype), state)
+    def decode_step(
+        self, codes: Tensor, state: DecoderState | None, recorder: Recorder | None = None
+    ) -> tuple[Tensor, DecoderState]:
+        return self.decode_tile(self.quantizer.lookup(codes).to(self.dtype), state, recorder)
 
-    def decode_tile(self, latents: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
+    def decode_tile(
+        self, latents: Tensor, state: DecoderState | None, recorder: Recorder | None = None
+    ) -> tuple[Tensor, DecoderState]:
         """One step of the decoder without its quantizer.
 
         Args:
             latents: Tensor, shape = (B, F, D), of the model's dtype.
             state: as for [`decode_step`].
+            recorder: as for [`encode_tile`].
 
         Returns:
             Tensor, shape = (B, F * frame_size, audio_channels), and the state for the next tile.
@@ -220,16 +255,19 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         x = latents
         if self.upsample is not None:
             x, upsample = self.upsample(x, upsample)
-        x, transformer = self.decoder_transformer(x, transformer)
+        x, transformer = self.decoder_transformer(x, transformer, recorder)
         x, seanet = self.decoder(x, seanet)
         return x, DecoderState(upsample, transformer, seanet)
 
-    def decode_latents(self, latents: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def decode_latents(
+        self, latents: Tensor, padding_mask: Tensor | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
         """Decode latents, quantized (`model.quantizer.decode(codes)`) or not. Gradients flow through.
 
         Args:
             latents: Tensor, shape = (B, D, F).
             padding_mask: as for [`decode`].
+            recorder: as for [`encode_latents`].
 
         Returns:
             Tensor, shape = (B, audio_channels, N).
@@ -238,18 +276,27 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
             TypeError, ValueError: for latents of another type or shape.
         """
         self.require_half("decoder")
-        if not isinstance(latents, Tensor) or not latents.is_floating_point():
-            raise TypeError("latents must be a float tensor of shape (batch, hidden_size, frames).")
-        if latents.dim() != 3 or latents.shape[1] != self.config.hidden_size or latents.shape[2] == 0:
-            raise ValueError(
-                f"latents of shape {tuple(latents.shape)} must have shape (batch, {self.config.hidden_size}, frames)."
-            )
+        check_latents(latents, self.config.hidden_size)
         rows = Ragged.of_codes(latents, padding_mask, None, self.config.frame_size)
-        return self.decode_tiles(
-            latents, rows, lambda tile, state: self.decode_tile(tile.transpose(1, 2).to(self.dtype), state)
-        )
+
+        def step(tile: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
+            return self.decode_tile(tile.transpose(1, 2).to(self.dtype), state, recorder)
+
+        return self.decode_tiles(latents, rows, step, recorder is not None)
 
     # Both
+
+    def latent_encoder_stream(self, batch_size: int = 1) -> LatentEncoderStream:
+        """A stream that turns audio into latents as it comes; see [`LatentEncoderStream`]."""
+        self.require_half("encoder")
+        self.prepare()
+        return LatentEncoderStream(self, batch_size, self.config.num_quantizers)
+
+    def latent_decoder_stream(self, batch_size: int = 1) -> LatentDecoderStream:
+        """A stream that turns latents into audio as they come; see [`LatentDecoderStream`]."""
+        self.require_half("decoder")
+        self.prepare()
+        return LatentDecoderStream(self, batch_size)
 
     def training_output(
         self, input_values: Tensor | None, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
@@ -268,7 +315,8 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
 
     def prepare(self) -> None:
         self.arrange_weights()
-        self.quantizer.prepare()
+        if self.quantizer is not None:
+            self.quantizer.prepare()
 
     def arrange_weights(self) -> None:
         """Lay the weights out in memory as the products read them; their shapes and values stay.
@@ -316,14 +364,6 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self.prepare()
         self.compiled_steps = {}
         return self
-
-    def _add_native_names(self) -> None:
-        """Where Kyutai's speech-to-text model in transformers finds the convolutions, to build its padding cache."""
-        convolutions = [name for name, layer in self.encoder.named_modules() if isinstance(layer, CausalConv1d)]
-        # Past nn.Module's own bookkeeping: no parameter shall have a second name.
-        self.encoder.__dict__.update(
-            encoder_seanet=self.encoder, downsample=self.downsample, _conv1d_layer_names=convolutions
-        )
 
 
 __all__ = ["MimiModel"]

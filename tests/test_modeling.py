@@ -89,13 +89,17 @@ def test_outputs_are_named_indexed_and_tuples(model):
     assert output[1] is output.audio_values
     assert output.audio_values.shape == audio.shape  # as long as the input
     assert output.audio_codes_mask.tolist() == [[True] * 3]
-    codes, values = model(audio, return_dict=False)
+    codes, values, *caches = model(audio, return_dict=False)
     assert torch.equal(codes, output.audio_codes)
     assert torch.equal(values, output.audio_values)
-    (alone,) = model.encode(audio, return_dict=False)
+    assert caches == [None, None]
+    alone, *caches = model.encode(audio, return_dict=False)
     assert torch.equal(alone, codes)
-    (decoded,) = model.decode(codes, return_dict=False)
+    assert caches == [None, None]
+    decoded, cache = model.decode(codes, return_dict=False)
     assert torch.equal(decoded, model.decode(codes)[0])
+    assert cache is None
+    assert torch.equal(model.decode(codes, None, None, False)[0], decoded)  # the fourth argument, as up to 5.20
     assert torch.equal(model(audio, audio_codes=codes).audio_values, values)
     assert model(audio_codes=codes).audio_values.shape == (1, 1, 3 * FRAME)
 

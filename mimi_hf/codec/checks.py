@@ -26,6 +26,18 @@ def check_audio(audio: Any, channels: int) -> None:
         )
 
 
+def check_latents(latents: Any, width: int) -> None:
+    """Raise unless `latents` is a float tensor of shape (B, width, F), F at least 1.
+
+    Raises:
+        TypeError, ValueError: with what was found and what is needed.
+    """
+    if not isinstance(latents, Tensor) or not latents.is_floating_point():
+        raise TypeError("latents must be a float tensor of shape (batch, hidden_size, frames).")
+    if latents.dim() != 3 or latents.shape[1] != width or latents.shape[2] == 0:
+        raise ValueError(f"latents of shape {tuple(latents.shape)} must have shape (batch, {width}, frames).")
+
+
 def check_num_quantizers(num_quantizers: Any, fewest: int, most: int) -> int:
     """The number of codebooks to use; `most` if None.
 

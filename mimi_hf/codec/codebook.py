@@ -38,6 +38,20 @@ class Codebook(nn.Module):
         """Tensor, shape = (V, codebook_dim): the entries."""
         return self.embed_sum.float() / self.cluster_usage.float().clamp(min=EPSILON)[:, None]
 
+    # As transformers' own class has them
+
+    def encode(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states: Tensor, shape = (…, codebook_dim) -> Tensor, shape = (…), int64, the nearest entries."""
+        entries = self.embed
+        vectors = hidden_states.reshape(1, -1, entries.shape[1]).float()
+        return nearest_entries(vectors, entries, search_offsets(entries)).view(hidden_states.shape[:-1])
+
+    quantize = encode
+
+    def decode(self, embed_ind: Tensor) -> Tensor:
+        """embed_ind: Tensor, shape = (…), integers -> Tensor, shape = (…, codebook_dim), the entries."""
+        return nn.functional.embedding(embed_ind, self.embed)
+
 
 def search_offsets(entries: Tensor) -> Tensor:
     """-|c|²/2 of each entry, shape = (…, V), of entries, shape = (…, V, M): see [`nearest_entries`]."""

@@ -64,8 +64,10 @@ def _attach(stream: Stream, carrier: Any) -> None:
     setattr(carrier, _ATTRIBUTE, stream)
 
 
-def refuse_padding(*masks: Tensor | None) -> None:
-    """Refuse masks that mark padding: a stream has none."""
+def refuse_in_stream(recorder: Any, *masks: Tensor | None) -> None:
+    """Refuse what a call that streams cannot do: masks that mark padding, and a [`Recorder`]."""
     for mask in masks:
         if mask is not None and not torch.as_tensor(mask).all():
             raise ValueError("The mask marks padding, but a stream has none. Push real samples alone.")
+    if recorder is not None:
+        raise ValueError("Hidden states and attentions are shown of whole recordings. Ask for them without a stream.")

@@ -28,6 +28,14 @@ class VectorQuantization(nn.Module):
         super().__init__()
         self.codebook = Codebook(codebook_size, codebook_dim)
 
+    def encode(self, hidden_states: Tensor) -> Tensor:
+        """hidden_states: Tensor, shape = (B, codebook_dim, F) -> Tensor, shape = (B, F), int64."""
+        return self.codebook.encode(hidden_states.transpose(1, 2))
+
+    def decode(self, embed_ind: Tensor) -> Tensor:
+        """embed_ind: Tensor, shape = (B, F), integers -> Tensor, shape = (B, codebook_dim, F)."""
+        return self.codebook.decode(embed_ind).transpose(1, 2)
+
 
 class ResidualVectorQuantizer(nn.Module):
     """`num_quantizers` codebooks, each quantizing the residual of those before, between two projections."""
@@ -114,6 +122,15 @@ class ResidualVectorQuantizer(nn.Module):
         rows = (codes.transpose(1, 2) + offsets).reshape(batch * frames, levels)
         sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum").view(batch, frames, -1)
         return _project(self.output_proj, sums)
+
+    def encode(self, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """[`search`] in transformers' native layout: Tensor, shape = (B, D, F) -> Tensor, shape = (K, B, F), int64."""
+        count = check_num_quantizers(num_quantizers, 1, self.num_quantizers)
+        return self.search(embeddings.transpose(1, 2), count).transpose(0, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[`lookup`] in transformers' native layout: Tensor, shape = (B, K, F) -> Tensor, shape = (B, D, F)."""
+        return self.lookup(check_codes(codes, self.codebook_size, 1, self.num_quantizers)).transpose(1, 2)
 
 
 def _same(old_key: list, key: list) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from .causal_conv import CausalConv1d, CausalConvTranspose1d
+from .checkpointing import run_checkpointed
 from .pieces import run_in_pieces
 from .state import State
 
@@ -50,10 +51,12 @@ class SEANet(nn.Module):
     """A chain of layers, of which the convolutions and residual blocks have a state.
 
     frame: steps of the input in a frame of codes.
+    gradient_checkpointing: run each layer again in the backward pass instead of keeping its activations.
     """
 
     layers: nn.ModuleList
     frame: int
+    gradient_checkpointing = False
 
     def forward(self, x: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
         """x: Tensor, shape = (B, F * frame, C), and the state before, None at the beginning."""
@@ -63,7 +66,7 @@ class SEANet(nn.Module):
         layers = [layer for layer in self.layers if not isinstance(layer, nn.Identity)]
         new_states = []
         for layer, state in zip(layers, states or [None] * len(layers), strict=True):
-            x, state = layer(x, state)
+            x, state = run_checkpointed(self, layer, x, state)
             new_states.append(state)
         return x, tuple(new_states)
 

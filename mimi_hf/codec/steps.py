@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .recorder import Recorder
 from .state import State
 
 # Input and the state before (None begins) -> output and the state after.
@@ -17,7 +18,7 @@ class CodecConfig(Protocol):
 
     frame_size: samples of a frame; frame_rate: frames of a second.
     codebook_size: V; num_quantizers: K of all codebooks; num_semantic_quantizers: of those that come first.
-    encoder_config, decoder_config: None where that half is missing.
+    has_half: whether it has its "encoder", or its "decoder".
     use_streaming, use_cache, return_dict: defaults of the arguments of these names.
     """
 
@@ -34,10 +35,7 @@ class CodecConfig(Protocol):
     def frame_size(self) -> int: ...
     @property
     def frame_rate(self) -> float: ...
-    @property
-    def encoder_config(self) -> Any: ...
-    @property
-    def decoder_config(self) -> Any: ...
+    def has_half(self, half: str) -> bool: ...
 
 
 class Steps(Protocol):
@@ -77,19 +75,26 @@ class Codec(Steps, Protocol):
     def check_num_quantizers(self, num_quantizers: int | None) -> int: ...
 
 
-def encoder_step(codec: Steps, num_quantizers: int) -> Step:
+def encoder_step(codec: Steps, num_quantizers: int, recorder: Recorder | None = None) -> Step:
     """The step of an encoder as a function of audio and state alone, to compile or export."""
+    more = _optional(recorder)
 
     def encode(audio: Tensor, state: State) -> tuple[Tensor, State]:
-        return codec.encode_step(audio, state, num_quantizers)
+        return codec.encode_step(audio, state, num_quantizers, **more)
 
     return encode
 
 
-def decoder_step(codec: Steps) -> Step:
+def decoder_step(codec: Steps, recorder: Recorder | None = None) -> Step:
     """The step of a decoder as a function of codes and state alone, to compile or export."""
+    more = _optional(recorder)
 
     def decode(codes: Tensor, state: State) -> tuple[Tensor, State]:
-        return codec.decode_step(codes, state)
+        return codec.decode_step(codes, state, **more)
 
     return decode
+
+
+def _optional(recorder: Recorder | None) -> dict[str, Any]:
+    """An argument that not every engine knows."""
+    return {} if recorder is None else {"recorder": recorder}

@@ -6,11 +6,12 @@ Pushing never depends on how the input is cut: any chunks give the codes, and an
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .checks import check_latents
 from .compiled import CompiledStep, compile_step
 from .pieces import even_parts
 from .state import State, copy_state, map_state, reset_rows, select_rows
@@ -224,10 +225,10 @@ class EncoderStream(Stream):
             raise ValueError("The chunk holds NaN or infinity. Push finite audio, about -1 to 1.")
         audio = torch.cat([self.pending, chunk.to(self.pending)], dim=2).to(self.model.device)
         whole = audio.shape[2] // frame_size * frame_size
-        if num_quantizers is None:
-            num_quantizers = self.num_quantizers
-        codes = self._encode(audio[..., :whole], self.model.check_num_quantizers(num_quantizers), mask)
-        self.num_quantizers = num_quantizers
+        if num_quantizers is not None:
+            num_quantizers = self.model.check_num_quantizers(num_quantizers)
+        codes = self._encode(audio[..., :whole], num_quantizers or self.num_quantizers, mask)
+        self.num_quantizers = num_quantizers or self.num_quantizers
         self.pending = audio[..., whole:].clone()
         return codes
 
@@ -246,10 +247,10 @@ class EncoderStream(Stream):
         self._follow_model()
         codec, frame_size = self.model, self.model.config.frame_size
         audio = audio.transpose(1, 2).to(codec.device, codec.dtype)
-        step, key = encoder_step(codec, num_quantizers), ("encode", num_quantizers, codec.training)
+        step, key, nothing = self._step(num_quantizers)
         tiles = even_parts(audio.shape[1] // frame_size, codec.tile_frames(self.batch_size))
         before = copy_state(self.state) if len(tiles) > 1 else self.state
-        codes = [torch.empty(self.batch_size, num_quantizers, 0, dtype=torch.int64, device=codec.device)]
+        codes = [nothing]
         try:
             for start, stop in tiles:
                 tile = audio[:, start * frame_size : stop * frame_size]
@@ -258,7 +259,34 @@ class EncoderStream(Stream):
             self.state = before
             raise
         joined = torch.cat(codes, dim=2)
-        return joined if active is None else joined.masked_fill(~active[:, None, None], -1)
+        return joined if active is None else joined.masked_fill(~active[:, None, None], self._paused)
+
+    _paused = -1
+
+    def _step(self, num_quantizers: int) -> tuple[Step, tuple, Tensor]:
+        """The step, what tells it from the codec's other ones, and what it makes of no frames."""
+        codec = self.model
+        nothing = torch.empty(self.batch_size, num_quantizers, 0, dtype=torch.int64, device=codec.device)
+        return encoder_step(codec, num_quantizers), ("encode", num_quantizers, codec.training), nothing
+
+
+class LatentEncoderStream(EncoderStream):
+    """Audio in, latents out, shape = (B, D, f), as an [`EncoderStream`] gives codes; zeros in rows that pause.
+
+    Made by [`MimiModel.latent_encoder_stream`].
+    """
+
+    _paused = 0
+
+    def _step(self, num_quantizers: int) -> tuple[Step, tuple, Tensor]:
+        codec: Any = self.model
+
+        def encode(audio: Tensor, state: State) -> tuple[Tensor, State]:
+            latents, state = codec.encode_tile(audio, state)
+            return latents.transpose(1, 2), state
+
+        nothing = torch.empty(self.batch_size, codec.config.hidden_size, 0, dtype=codec.dtype, device=codec.device)
+        return encode, ("encode latents", codec.training), nothing
 
 
 class DecoderStream(Stream):
@@ -289,24 +317,53 @@ class DecoderStream(Stream):
         Raises:
             TypeError, ValueError: for codes of another type, shape or range; the stream is as before.
         """
-        codec, frame_size = self.model, self.model.config.frame_size
         mask = self._mask(active)
         if mask is not None and isinstance(audio_codes, Tensor) and audio_codes.shape[:1] == mask.shape:
             audio_codes = audio_codes.long() if audio_codes.dtype == torch.uint16 else audio_codes  # has no such fill
             paused = ~mask.to(audio_codes.device).view(-1, *[1] * (audio_codes.dim() - 1))
             audio_codes = audio_codes.masked_fill(paused, 0)
-        audio_codes = codec.check_codes(audio_codes)
-        self._check_batch(audio_codes, "tensor of codes")
+        audio_codes = self.model.check_codes(audio_codes)
+        return self._decode(audio_codes, decoder_step(self.model), ("decode", self.model.training), mask)
+
+    def _decode(self, source: Tensor, step: Step, key: tuple, active: Tensor | None) -> Tensor:
+        """source: Tensor, shape = (B, K or D, F), checked -> Tensor, shape = (B, C, F * frame_size)."""
+        codec, frame_size = self.model, self.model.config.frame_size
+        self._check_batch(source, "input")
         self._follow_model()
-        frames = audio_codes.shape[2]
-        step, key = decoder_step(codec), ("decode", codec.training)
+        frames = source.shape[2]
         shape = (self.batch_size, codec.config.audio_channels, frames * frame_size)
         audio = torch.empty(shape, dtype=codec.dtype, device=codec.device)
         for start, stop in even_parts(frames, codec.tile_frames(self.batch_size)):
-            tile = audio_codes[..., start:stop].to(codec.device)
-            decoded = self._advance(tile, stop - start, step, key, mask)
+            tile = source[..., start:stop].to(codec.device)
+            decoded = self._advance(tile, stop - start, step, key, active)
             audio[..., start * frame_size : stop * frame_size] = decoded.transpose(1, 2)
-        return audio if mask is None else audio.masked_fill(~mask[:, None, None], 0)
+        return audio if active is None else audio.masked_fill(~active[:, None, None], 0)
 
 
-__all__ = ["DecoderStream", "EncoderStream", "Flushed"]
+class LatentDecoderStream(DecoderStream):
+    """Latents in, audio out, as a [`DecoderStream`] takes codes. Made by [`MimiModel.latent_decoder_stream`]."""
+
+    @torch.no_grad()
+    def push(self, latents: Tensor, active: Rows = None) -> Tensor:
+        """Decode the next frames.
+
+        Args:
+            latents: Tensor, shape = (B, D, f), quantized or not, f >= 1.
+            active: as in [`DecoderStream.push`].
+
+        Returns:
+            Tensor, shape = (B, audio_channels, f * frame_size); zeros in rows that pause.
+
+        Raises:
+            TypeError, ValueError: for latents of another type or shape; the stream is as before.
+        """
+        codec: Any = self.model
+        check_latents(latents, codec.config.hidden_size)
+
+        def decode(tile: Tensor, state: State) -> tuple[Tensor, State]:
+            return codec.decode_tile(tile.transpose(1, 2).to(codec.dtype), state)
+
+        return self._decode(latents, decode, ("decode latents", codec.training), self._mask(active))
+
+
+__all__ = ["DecoderStream", "EncoderStream", "Flushed", "LatentDecoderStream", "LatentEncoderStream"]

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .checks import check_audio, check_codes, check_num_quantizers
 from .losses import padded_reconstruction_loss
-from .native_caches import find_stream, refuse_padding
+from .native_caches import find_stream, refuse_in_stream
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .pieces import even_parts
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
+from .recorder import Recorder
 from .state import State
 from .steps import Step, decoder_step, encoder_step
 from .streaming import DecoderStream, EncoderStream
@@ -36,11 +37,13 @@ class TiledCodec:
     The codec keeps no stream state: one codec serves many streams and threads.
 
     compiled_steps: the compiled forms of steps, for single frames of streams; None where nothing is to be compiled.
+    records: whether its steps take a [`Recorder`], which shows hidden states and attentions.
     """
 
     config: Any
     compiled_steps: dict[tuple, Any] | None = None
     training: bool = False
+    records: bool = False
 
     if TYPE_CHECKING:  # of torch.nn.Module and transformers, or of the engine
 
@@ -153,7 +156,7 @@ class TiledCodec:
         Raises:
             ValueError: it was left out when the codec was loaded.
         """
-        if getattr(self, half, self) is None or getattr(self.config, f"{half}_config") is None:
+        if getattr(self, half, self) is None or not self.config.has_half(half):
             raise ValueError(
                 f"This model was loaded without its {half} (`{half}_config=None`). Load it without that argument."
             )
@@ -165,10 +168,14 @@ class TiledCodec:
         input_values: Tensor,
         padding_mask: Tensor | None = None,
         num_quantizers: int | None = None,
-        encoder_past_key_values: EncoderStream | None = None,
+        encoder_cache: EncoderStream | None = None,
         padding_cache: EncoderStream | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **_: Any,
     ) -> MimiEncoderOutput:
         """Encode audio into codes.
 
@@ -177,10 +184,15 @@ class TiledCodec:
             padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), nonzero for real samples, which are one run
                 per row. Every row gets the frames that it gets alone; they stand on the side where its samples do.
             num_quantizers: how many codebooks to use, from the semantic ones alone to all (the default).
-            encoder_past_key_values, padding_cache: the stream that the last call returned, to continue it; one is
-                enough. An empty cache of transformers begins a stream.
+            encoder_cache, padding_cache: the stream that the last call returned, to continue it; one is enough. An
+                empty cache of transformers begins a stream.
             use_streaming: begin a stream. A call then returns the frames that are whole, and keeps the rest.
             return_dict: a tuple instead of a [`MimiEncoderOutput`] where False, without `audio_codes_mask`.
+            encoder_past_key_values: the name of `encoder_cache` up to transformers 5.23.
+            output_hidden_states, output_attentions: return these as well. The whole audio is one step then: attentions
+                take memory that grows with the square of its length.
+
+        Other keywords are ignored, as by transformers' own class.
 
         Raises:
             TypeError, ValueError: for input of another shape, type or range, or that is not finite.
@@ -188,33 +200,39 @@ class TiledCodec:
         self.require_half("encoder")
         num_quantizers = self.check_num_quantizers(num_quantizers)
         self.check_audio(input_values)
+        recorder = self._recorder(output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             EncoderStream,
-            (encoder_past_key_values, padding_cache),
+            (encoder_cache, encoder_past_key_values, padding_cache),
             self.config.use_streaming if use_streaming is None else use_streaming,
             lambda: self.encoder_stream(len(input_values), num_quantizers),
         )
         if stream is not None:
-            refuse_padding(padding_mask)
+            refuse_in_stream(recorder, padding_mask)
             codes = stream.push(input_values, num_quantizers=num_quantizers)
             mask = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool, device=codes.device)
-            return self._output(MimiEncoderOutput(codes, stream, stream, mask), return_dict)
+            return self._output(MimiEncoderOutput(codes, stream, stream, audio_codes_mask=mask), return_dict)
         rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
         codes = input_values.new_zeros(len(input_values), num_quantizers, rows.frames, dtype=torch.int64)
         with torch.no_grad():
-            for start, stop, tile in self.encode_tiles(input_values, rows, encoder_step(self, num_quantizers)):
+            step = encoder_step(self, num_quantizers, recorder)
+            for start, stop, tile in self.encode_tiles(input_values, rows, step, whole=recorder is not None):
                 codes[..., start:stop] = tile
-        output = MimiEncoderOutput(rows.place_frames(codes), audio_codes_mask=rows.frame_mask(codes.device))
+        seen = (None, None) if recorder is None else recorder.outputs()
+        output = MimiEncoderOutput(rows.place_frames(codes), None, None, *seen, rows.frame_mask(codes.device))
         return self._output(output, return_dict)
 
-    def encode_tiles(self, input_values: Tensor, rows: Ragged, step: Step) -> Iterator[tuple[int, int, Tensor]]:
+    def encode_tiles(
+        self, input_values: Tensor, rows: Ragged, step: Step, whole: bool = False
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """First frame, last frame + 1 and what `step` makes of each tile of a batch.
 
         Args:
             input_values: Tensor, shape = (B, audio_channels, N).
             rows: where its rows lie.
             step: takes audio, shape = (B, F * frame_size, audio_channels).
+            whole: make one tile of all frames.
 
         Raises:
             ValueError: for audio that is not finite.
@@ -228,7 +246,7 @@ class TiledCodec:
                 )
             return audio.transpose(1, 2).to(self.dtype)
 
-        return self._tiles(rows.frames, len(input_values), cut, step)
+        return self._tiles(rows.frames, len(input_values), cut, step, whole)
 
     # Codes to audio
 
@@ -236,11 +254,15 @@ class TiledCodec:
         self,
         audio_codes: Tensor,
         padding_mask: Tensor | None = None,
-        decoder_past_key_values: DecoderStream | None = None,
+        decoder_cache: DecoderStream | None = None,
+        return_dict: bool | None = None,
         use_streaming: bool | None = None,
         use_cache: bool | None = None,
         audio_codes_mask: Tensor | None = None,
-        return_dict: bool | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **_: Any,
     ) -> MimiDecoderOutput:
         """Decode codes into audio.
 
@@ -248,54 +270,63 @@ class TiledCodec:
             audio_codes: Tensor, shape = (B, K, F), integers, K from the semantic quantizers alone to all.
             padding_mask: Tensor, shape = (B, N) or (B, audio_channels, N), the mask of the audio that was encoded: the
                 output is as long as it, holds each row's real samples in their place, and zeros elsewhere.
-            decoder_past_key_values: the stream that the last call returned, to continue it.
+            decoder_cache: the stream that the last call returned, to continue it.
+            return_dict: a tuple instead of a [`MimiDecoderOutput`] where False.
             use_streaming, use_cache: begin a stream (either name will do).
             audio_codes_mask: Tensor, shape = (B, F), nonzero for real frames, where there is no mask of samples.
-            return_dict: a tuple instead of a [`MimiDecoderOutput`] where False.
+            decoder_past_key_values: the name of `decoder_cache` up to transformers 5.23.
+            output_hidden_states, output_attentions: as for [`encode`].
+
+        Other keywords are ignored, as by transformers' own class.
 
         Raises:
             TypeError, ValueError: for codes of another shape, type or range, or a mask that does not fit.
         """
         self.require_half("decoder")
         audio_codes = self.check_codes(audio_codes)
+        recorder = self._recorder(output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             DecoderStream,
-            (decoder_past_key_values,),
+            (decoder_cache, decoder_past_key_values),
             next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
             lambda: self.decoder_stream(len(audio_codes)),
         )
         if stream is not None:
-            refuse_padding(padding_mask, audio_codes_mask)
-            return self._output(MimiDecoderOutput(stream.push(audio_codes), stream), return_dict)
+            refuse_in_stream(recorder, padding_mask, audio_codes_mask)
+            audio = stream.push(audio_codes)
+            audio = audio if padding_mask is None else audio[..., : padding_mask.shape[-1]]
+            return self._output(MimiDecoderOutput(audio, stream), return_dict)
         rows = Ragged.of_codes(audio_codes, padding_mask, audio_codes_mask, self.config.frame_size)
-        audio = self.decode_tiles(audio_codes, rows, decoder_step(self))
-        return self._output(MimiDecoderOutput(audio), return_dict)
+        audio = self.decode_tiles(audio_codes, rows, decoder_step(self, recorder), whole=recorder is not None)
+        seen = (None, None) if recorder is None else recorder.outputs()
+        return self._output(MimiDecoderOutput(audio, None, *seen), return_dict)
 
-    def decode_tiles(self, source: Tensor, rows: Ragged, step: Step) -> Tensor:
+    def decode_tiles(self, source: Tensor, rows: Ragged, step: Step, whole: bool = False) -> Tensor:
         """The audio that `step` makes of a batch, tile by tile: Tensor, shape = (B, audio_channels, N).
 
         Args:
             source: Tensor, shape = (B, K or D, F).
             rows: where its rows lie.
             step: takes some frames of the source.
+            whole: make one tile of all frames.
         """
 
         def cut(start: int, stop: int) -> Tensor:
             return rows.cut_frames(source, start, stop)
 
         # Autograd wants the tiles; without it they go straight to their place, so that no second copy is ever held.
-        tiles, whole = [], None
+        tiles, placed = [], None
         if not torch.is_grad_enabled() or rows.frames == 0:
             shape = (len(source), self.config.audio_channels, rows.num_samples)
-            whole = torch.zeros(shape, dtype=self.dtype, device=source.device)
-        for start, _, tile in self._tiles(rows.frames, len(source), cut, step):
+            placed = torch.zeros(shape, dtype=self.dtype, device=source.device)
+        for start, _, tile in self._tiles(rows.frames, len(source), cut, step, whole):
             audio = tile.transpose(1, 2).to(self.dtype)  # autocast may give another one
-            if whole is None:
+            if placed is None:
                 tiles.append(audio)
             else:
-                rows.write_audio(whole, audio, start * rows.frame_size)
-        return rows.place_audio(torch.cat(tiles, dim=2)) if whole is None else whole
+                rows.write_audio(placed, audio, start * rows.frame_size)
+        return rows.place_audio(torch.cat(tiles, dim=2)) if placed is None else placed
 
     # Both
 
@@ -305,12 +336,16 @@ class TiledCodec:
         padding_mask: Tensor | None = None,
         num_quantizers: int | None = None,
         audio_codes: Tensor | None = None,
-        encoder_past_key_values: EncoderStream | None = None,
-        decoder_past_key_values: DecoderStream | None = None,
+        encoder_cache: EncoderStream | None = None,
+        decoder_cache: DecoderStream | None = None,
+        return_dict: bool | None = None,
         padding_cache: EncoderStream | None = None,
         use_streaming: bool | None = None,
-        return_dict: bool | None = None,
+        use_cache: bool | None = None,
         return_loss: bool | None = None,
+        encoder_past_key_values: EncoderStream | None = None,
+        decoder_past_key_values: DecoderStream | None = None,
+        **_: Any,
     ) -> Any:
         """Encode audio and decode the codes again; with `audio_codes`, only decode these.
 
@@ -319,41 +354,53 @@ class TiledCodec:
         [`MimiModel.training_output`].
 
         Args:
+            use_streaming: begin a stream of both directions, or go on with those that are passed as caches.
+            use_cache: begin a stream of the decoder alone, as transformers' own class does; the encoder takes each call
+                as audio of its own.
             return_loss: compute the reconstruction loss, and in training mode its sum with the commitment. By default,
                 only training mode computes it. A stream has none. (transformers' Trainer has an `eval_loss` if its
                 batches hold `"return_loss": True`.)
 
-        The other arguments are those of [`encode`] and [`decode`].
+        The other arguments are those of [`encode`] and [`decode`]; other keywords are ignored.
 
         Returns:
             A [`MimiOutput`], in training mode a [`MimiTrainingOutput`], or a tuple.
         """
-        caches = (encoder_past_key_values, padding_cache, decoder_past_key_values)
+        encoder_caches = (encoder_cache, encoder_past_key_values, padding_cache)
+        decoder_caches = (decoder_cache, decoder_past_key_values)
         streaming = self.config.use_streaming if use_streaming is None else use_streaming
-        streaming = streaming or any(cache is not None for cache in caches)
-        if self.training and audio_codes is None and not streaming:
+        streaming = streaming or any(cache is not None for cache in encoder_caches)
+        going_on = streaming or any(cache is not None for cache in decoder_caches)
+        if self.training and audio_codes is None and not going_on:
             output = self.training_output(input_values, padding_mask, num_quantizers, return_loss is not False)
             return self._output(output, return_dict)
         if audio_codes is not None:
             encoded = MimiEncoderOutput(audio_codes)
         else:
             audio: Any = input_values  # encode refuses None
+            encoder_cache = next((cache for cache in encoder_caches[:2] if cache is not None), None)
             encoded = self.encode(
-                audio, padding_mask, num_quantizers, *caches[:2], use_streaming=streaming, return_dict=True
+                audio, padding_mask, num_quantizers, encoder_cache, padding_cache, streaming, return_dict=True
             )
         if padding_mask is None and input_values is not None and not streaming:
             padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
         decoded = self.decode(
-            encoded.audio_codes, padding_mask, decoder_past_key_values, use_streaming=streaming, return_dict=True
+            encoded.audio_codes,
+            padding_mask,
+            *decoder_caches[:1],
+            return_dict=True,
+            use_streaming=streaming or None,
+            use_cache=use_cache,
+            decoder_past_key_values=decoder_past_key_values,
         )
         output = MimiOutput(
             encoded.audio_codes,
             decoded.audio_values,
-            encoded.encoder_past_key_values,
-            decoded.decoder_past_key_values,
+            encoded.encoder_cache,
+            decoded.decoder_cache,
             encoded.audio_codes_mask,
         )
-        if return_loss and input_values is not None and not streaming:
+        if return_loss and input_values is not None and not going_on:
             rate = self.config.sampling_rate
             output.loss = padded_reconstruction_loss(input_values, padding_mask, decoded.audio_values, rate)
         return self._output(output, return_dict)
@@ -381,17 +428,25 @@ class TiledCodec:
     # Helpers
 
     def _tiles(
-        self, frames: int, batch_size: int, cut: Callable[[int, int], Tensor], step: Step
+        self, frames: int, batch_size: int, cut: Callable[[int, int], Tensor], step: Step, whole: bool
     ) -> Iterator[tuple[int, int, Tensor]]:
         """First frame, last frame + 1 and the output of each tile, `cut(start, stop)` its input."""
         self.prepare()
         state = None
-        for start, stop in even_parts(frames, self.tile_frames(batch_size)):
+        for start, stop in even_parts(frames, max(1, frames) if whole else self.tile_frames(batch_size)):
             y, state = step(cut(start, stop), state)
             yield start, stop, y
 
-    def _output(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        if self.config.return_dict if return_dict is None else return_dict:
-            return output
-        # Tuples are as native's, which knows no such mask.
-        return tuple(value for name, value in output.items() if name != "audio_codes_mask")
+    def _recorder(self, hidden_states: bool | None, attentions: bool | None) -> Recorder | None:
+        """What keeps hidden states and attentions of a call; None where nobody asked for them."""
+        config = self.config
+        hidden_states = getattr(config, "output_hidden_states", False) if hidden_states is None else hidden_states
+        attentions = getattr(config, "output_attentions", False) if attentions is None else attentions
+        if not hidden_states and not attentions:
+            return None
+        if not self.records:
+            raise ValueError(f"{type(self).__name__} shows no hidden states or attentions. Ask MimiModel for them.")
+        return Recorder([] if hidden_states else None, [] if attentions else None)
+
+    def _output(self, output: Any, return_dict: bool | None) -> Any:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.as_plain_tuple()

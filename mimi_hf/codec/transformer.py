@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .checkpointing import run_checkpointed
 from .matmul import linear
+from .recorder import Recorder
 
 if TYPE_CHECKING:
     from mimi_hf.configuration_mimi import MimiConfig
@@ -90,12 +92,14 @@ class Window(NamedTuple):
     table: the rotary table of the new steps, Tensors, shape = (B, T, 1, head_dim).
     mask: Tensor, shape = (B, 1, T, R), added to the attention scores: 0 where a step may look, elsewhere -inf.
     in_place: may the state's own memory be written to?
+    attentions: where to keep the weights of each layer, Tensors, shape = (B, H, T, T); None to keep none.
     """
 
     slots: tuple[Tensor, Tensor]
     table: tuple[Tensor, Tensor]
     mask: Tensor
     in_place: bool
+    attentions: list[Tensor] | None
 
     def write(self, ring: Tensor, steps: Tensor) -> Tensor:
         """The ring, shape = (B, heads, R, head_dim), with new steps, (B, T, heads, head_dim), in their slots."""
@@ -135,17 +139,21 @@ class Attention(nn.Module):
         query, key = rotate(heads, window.table).split([heads.shape[2] - keys.shape[1], keys.shape[1]], dim=2)
         keys = window.write(keys, key)
         values = window.write(values, value.unflatten(2, (-1, self.head_dim)))
-        y = self._attend(query.transpose(1, 2), keys, values, window.mask, implementation)
+        y = self._attend(query.transpose(1, 2), keys, values, window, implementation)
         return linear(self.o_proj, y.transpose(1, 2).flatten(2)), keys, values
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, implementation: str) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, window: Window, implementation: str) -> Tensor:
         if self.groups > 1:
             key, value = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (key, value))
         dropout = self.dropout if self.training else 0.0
-        if implementation != "eager" and not (query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES):
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + mask
+        few = query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES
+        if implementation != "eager" and window.attentions is None and not few:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=window.mask, dropout_p=dropout)
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + window.mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        if window.attentions is not None:
+            # Nothing came before, so that the step at position p lies in slot p.
+            window.attentions.append(weights[..., : query.shape[2]])
         return F.dropout(weights, dropout) @ value
 
 
@@ -195,27 +203,41 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`num_hidden_layers` layers over a window of `sliding_window` steps."""
+    """`num_hidden_layers` layers over a window of `sliding_window` steps.
+
+    gradient_checkpointing: run each layer again in the backward pass instead of keeping its activations.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: "MimiConfig") -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])
 
-    def forward(self, x: Tensor, state: TransformerState | None) -> tuple[Tensor, TransformerState]:
+    def forward(
+        self, x: Tensor, state: TransformerState | None, recorder: Recorder | None = None
+    ) -> tuple[Tensor, TransformerState]:
         """x: Tensor, shape = (B, T, D) -> Tensor, shape = (B, T, D).
 
         Where no gradient is recorded, the new state is the memory of the old one, which must not be used again.
+        A recorder wants the beginning of a stream.
         """
+        shown, attentions = (None, None) if recorder is None else recorder
         state = self._with_room(x, state)
-        window = self._window(x, state)
+        window = self._window(x, state, attentions)
+        if shown is not None:
+            shown.append(x)
         # Without an explicit choice (a model that was never given one) torch's own attention serves.
         implementation = self.config._attn_implementation or "sdpa"
         keys, values = [], []
         for layer, layer_keys, layer_values in zip(self.layers, state.keys, state.values, strict=True):
-            x, layer_keys, layer_values = layer(x, layer_keys, layer_values, window, implementation)
+            arguments = (x, layer_keys, layer_values, window, implementation)
+            x, layer_keys, layer_values = run_checkpointed(self, layer, *arguments)
             keys.append(layer_keys)
             values.append(layer_values)
+            if shown is not None:
+                shown.append(x)
         return x, TransformerState(state.position + x.shape[1], tuple(keys), tuple(values))
 
     def _with_room(self, x: Tensor, state: TransformerState | None) -> TransformerState:
@@ -241,14 +263,14 @@ class Transformer(nn.Module):
             state.position, tuple(map(move, state.keys, keys)), tuple(map(move, state.values, values))
         )
 
-    def _window(self, x: Tensor, state: TransformerState) -> Window:
+    def _window(self, x: Tensor, state: TransformerState, attentions: list[Tensor] | None) -> Window:
         batch, steps, _ = x.shape
         slots = state.slots
         row = torch.arange(batch, device=x.device)[:, None]
         position = state.position[:, None] + torch.arange(steps, device=x.device)
         table = rotary_table(position[..., None], self.config.head_dim, self.config.rope_theta)
         mask = window_mask(state.position, steps, slots, self.config.sliding_window, x.dtype)
-        return Window((row, position % slots), table, mask, _may_write(state.keys[0]))
+        return Window((row, position % slots), table, mask, _may_write(state.keys[0]), attentions)
 
 
 def window_mask(position: Tensor, steps: int, slots: int, window: int, dtype: torch.dtype) -> Tensor:
