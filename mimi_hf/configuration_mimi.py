@@ -84,9 +84,8 @@ class MimiConfig(PreTrainedConfig):
                 " MimiConfig.from_pretrained."
             )
         fields = config.to_dict()
-        ours = _KINDS[fields.pop("model_type")](**fields)
-        ours._attn_implementation = config._attn_implementation
-        return ours
+        # How attention is computed is not among the fields.
+        return _KINDS[fields.pop("model_type")](**fields, attn_implementation=config._attn_implementation)
 
     def __init__(
         self,
@@ -255,10 +254,7 @@ class MimiConfig(PreTrainedConfig):
     def _half_config(self, kind: type[Half]) -> Half:
         fields = self.to_dict()
         fields.pop("model_type")
-        half = kind(**fields)
-        # Not among the fields, but the half computes its attention as the whole does.
-        half._attn_implementation = self._attn_implementation
-        return half
+        return kind(**fields, attn_implementation=self._attn_implementation)
 
     def _set_half(self, half: str, value: None) -> None:
         if value is not None:

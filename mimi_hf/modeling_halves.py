@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .codec.native_caches import find_stream, refuse_in_stream
 from .codec.outputs import MimiDecoderOutput, MimiEncoderModelOutput
+from .codec.recorder import Recorder, outputs_of
 from .codec.streaming import LatentDecoderStream, LatentEncoderStream
 from .configuration_mimi import MimiConfig, MimiDecoderConfig, MimiEncoderConfig
 from .modeling_mimi import MimiModel
@@ -78,7 +79,7 @@ class MimiEncoderModel(_Half):
             TypeError, ValueError: as [`MimiModel.encode`].
         """
         self.check_audio(input_values)
-        recorder = self._recorder(output_hidden_states, output_attentions)
+        recorder = Recorder.wanted(self, output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             LatentEncoderStream,
@@ -90,8 +91,7 @@ class MimiEncoderModel(_Half):
             refuse_in_stream(recorder, padding_mask)
             return self._output(MimiEncoderModelOutput(stream.push(input_values), stream, stream), return_dict)
         latents = self.encode_latents(input_values, padding_mask, recorder)
-        seen = (None, None) if recorder is None else recorder.outputs()
-        return self._output(MimiEncoderModelOutput(latents, None, None, *seen), return_dict)
+        return self._output(MimiEncoderModelOutput(latents, None, None, *outputs_of(recorder)), return_dict)
 
 
 class MimiDecoderModel(_Half):
@@ -144,7 +144,7 @@ class MimiDecoderModel(_Half):
         Raises:
             TypeError, ValueError: for latents of another type or shape, or a mask that does not fit.
         """
-        recorder = self._recorder(output_hidden_states, output_attentions)
+        recorder = Recorder.wanted(self, output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             LatentDecoderStream,
@@ -158,8 +158,7 @@ class MimiDecoderModel(_Half):
             audio = audio if padding_mask is None else audio[..., : padding_mask.shape[-1]]
             return self._output(MimiDecoderOutput(audio, stream), return_dict)
         audio = self.decode_latents(latents, padding_mask, recorder)
-        seen = (None, None) if recorder is None else recorder.outputs()
-        return self._output(MimiDecoderOutput(audio, None, *seen), return_dict)
+        return self._output(MimiDecoderOutput(audio, None, *outputs_of(recorder)), return_dict)
 
 
 __all__ = ["MimiDecoderModel", "MimiEncoderModel"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 
 class Checkpointed(Protocol):
@@ -13,9 +14,12 @@ class Checkpointed(Protocol):
     training: bool
 
 
-def run_checkpointed(module: Checkpointed, layer: Callable[..., Any], *arguments: Any) -> Any:
-    """`layer(*arguments)`, checkpointed where `module` was told to, is in training, and records gradients."""
-    if module.gradient_checkpointing and module.training and torch.is_grad_enabled():
-        checkpoint = module._gradient_checkpointing_func  # type: ignore[attr-defined]
-        return checkpoint(layer, *arguments)
-    return layer(*arguments)
+def run_checkpointed(module: Checkpointed, layer: Callable[..., Any], x: Tensor, *arguments: Any) -> Any:
+    """`layer(x, *arguments)`, checkpointed where `module` was told to, and is in training.
+
+    A layer whose input has no gradient, such as the first, keeps its activations: checkpointing that is reentrant would
+    give its weights none.
+    """
+    if module.gradient_checkpointing and module.training and torch.is_grad_enabled() and x.requires_grad:
+        return module._gradient_checkpointing_func(layer, x, *arguments)  # type: ignore[attr-defined]
+    return layer(x, *arguments)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .causal_conv import CausalConv1d, CausalConvTranspose1d
 from .outputs import MimiDecoderOutput, MimiTransformerOutput
-from .recorder import Recorder
+from .recorder import Recorder, outputs_of
 from .seanet import SEANetDecoder, SEANetEncoder
 from .transformer import Transformer, TransformerState, window_mask
 
@@ -32,7 +32,7 @@ class NetworkOutput(Tensor):
     What is computed from it is a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _half: Callable[[], Tensor]
 
     @classmethod
@@ -167,7 +167,7 @@ class NativeTransformer(Transformer):
             )
         y, after = super().forward(hidden_states, before, shown)
         keeps = use_cache or (use_cache is None and (before is not None or self.config.use_cache))
-        output = MimiTransformerOutput(y, after if keeps else None, *shown.outputs())
+        output = MimiTransformerOutput(y, after if keeps else None, *outputs_of(shown))
         return output if return_dict is not False else output.to_tuple()
 
     def _is_causal(self, mask: Tensor) -> bool:

@@ -1,6 +1,8 @@
 """What users may ask to see of a pass through a transformer."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,9 +17,26 @@ class Recorder(NamedTuple):
     hidden_states: list[Tensor] | None
     attentions: list[Tensor] | None
 
-    def outputs(self) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """Both as tuples, as an output of transformers holds them."""
-        return (
-            None if self.hidden_states is None else tuple(self.hidden_states),
-            None if self.attentions is None else tuple(self.attentions),
-        )
+    @classmethod
+    def wanted(cls, codec: Any, hidden_states: bool | None, attentions: bool | None) -> Recorder | None:
+        """The recorder of a call of `codec`, whose config has the defaults; None where nothing is asked for.
+
+        Raises:
+            ValueError: the codec can show neither.
+        """
+        hidden_states = getattr(codec.config, "output_hidden_states", False) if hidden_states is None else hidden_states
+        attentions = getattr(codec.config, "output_attentions", False) if attentions is None else attentions
+        if not hidden_states and not attentions:
+            return None
+        if not codec.records:
+            raise ValueError(f"{type(codec).__name__} shows no hidden states or attentions. Ask MimiModel for them.")
+        return cls([] if hidden_states else None, [] if attentions else None)
+
+
+def outputs_of(recorder: Recorder | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """Hidden states and attentions as an output of transformers holds them."""
+    hidden_states, attentions = (None, None) if recorder is None else recorder
+    return (
+        None if hidden_states is None else tuple(hidden_states),
+        None if attentions is None else tuple(attentions),
+    )

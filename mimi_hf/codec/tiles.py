@@ -18,7 +18,7 @@ from .native_caches import find_stream, refuse_in_stream
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
 from .pieces import even_parts
 from .ragged import Ragged, check_mask, frame_mask, sample_mask
-from .recorder import Recorder
+from .recorder import Recorder, outputs_of
 from .state import State
 from .steps import Step, decoder_step, encoder_step
 from .streaming import DecoderStream, EncoderStream
@@ -200,7 +200,7 @@ class TiledCodec:
         self.require_half("encoder")
         num_quantizers = self.check_num_quantizers(num_quantizers)
         self.check_audio(input_values)
-        recorder = self._recorder(output_hidden_states, output_attentions)
+        recorder = Recorder.wanted(self, output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             EncoderStream,
@@ -219,8 +219,9 @@ class TiledCodec:
             step = encoder_step(self, num_quantizers, recorder)
             for start, stop, tile in self.encode_tiles(input_values, rows, step, whole=recorder is not None):
                 codes[..., start:stop] = tile
-        seen = (None, None) if recorder is None else recorder.outputs()
-        output = MimiEncoderOutput(rows.place_frames(codes), None, None, *seen, rows.frame_mask(codes.device))
+        output = MimiEncoderOutput(
+            rows.place_frames(codes), None, None, *outputs_of(recorder), rows.frame_mask(codes.device)
+        )
         return self._output(output, return_dict)
 
     def encode_tiles(
@@ -284,7 +285,7 @@ class TiledCodec:
         """
         self.require_half("decoder")
         audio_codes = self.check_codes(audio_codes)
-        recorder = self._recorder(output_hidden_states, output_attentions)
+        recorder = Recorder.wanted(self, output_hidden_states, output_attentions)
         stream = find_stream(
             self,
             DecoderStream,
@@ -299,8 +300,7 @@ class TiledCodec:
             return self._output(MimiDecoderOutput(audio, stream), return_dict)
         rows = Ragged.of_codes(audio_codes, padding_mask, audio_codes_mask, self.config.frame_size)
         audio = self.decode_tiles(audio_codes, rows, decoder_step(self, recorder), whole=recorder is not None)
-        seen = (None, None) if recorder is None else recorder.outputs()
-        return self._output(MimiDecoderOutput(audio, None, *seen), return_dict)
+        return self._output(MimiDecoderOutput(audio, None, *outputs_of(recorder)), return_dict)
 
     def decode_tiles(self, source: Tensor, rows: Ragged, step: Step, whole: bool = False) -> Tensor:
         """The audio that `step` makes of a batch, tile by tile: Tensor, shape = (B, audio_channels, N).
@@ -436,17 +436,6 @@ class TiledCodec:
         for start, stop in even_parts(frames, max(1, frames) if whole else self.tile_frames(batch_size)):
             y, state = step(cut(start, stop), state)
             yield start, stop, y
-
-    def _recorder(self, hidden_states: bool | None, attentions: bool | None) -> Recorder | None:
-        """What keeps hidden states and attentions of a call; None where nobody asked for them."""
-        config = self.config
-        hidden_states = getattr(config, "output_hidden_states", False) if hidden_states is None else hidden_states
-        attentions = getattr(config, "output_attentions", False) if attentions is None else attentions
-        if not hidden_states and not attentions:
-            return None
-        if not self.records:
-            raise ValueError(f"{type(self).__name__} shows no hidden states or attentions. Ask MimiModel for them.")
-        return Recorder([] if hidden_states else None, [] if attentions else None)
 
     def _output(self, output: Any, return_dict: bool | None) -> Any:
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.as_plain_tuple()
