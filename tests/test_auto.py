@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from support.composites import COMPOSITES, CSM_TEXT, make_csm
 from support.tiny import TINY, assert_same_audio, make_audio, make_model, randomize
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 from transformers.models.mimi import modeling_mimi as native
@@ -134,84 +135,7 @@ assert type(mimi_hf.MimiFeatureExtractor.from_pretrained("kyutai/mimi")).__name_
     )
 
 
-def composites():
-    """Models of transformers that embed Mimi, tiny, and a call of each that uses it."""
-    codec = {**TINY, "upsampling_ratios": [8, 6, 5, 4], "num_quantizers": 8, "model_type": "mimi"}
-    codec |= {"sliding_window": 250}
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    audio = make_audio(1920 * 6)
-
-    def csm():
-        from transformers import CsmConfig, CsmForConditionalGeneration
-
-        depth = {**small, "intermediate_size": 32, "backbone_hidden_size": 32, "vocab_size": 67, "num_codebooks": 8}
-        config = CsmConfig(
-            **small,
-            intermediate_size=32,
-            vocab_size=67,
-            text_vocab_size=99,
-            num_codebooks=8,
-            audio_token_id=90,
-            audio_eos_token_id=91,
-            depth_decoder_config={**depth, "max_position_embeddings": 9},
-            codec_config=codec,
-        )
-        ids = torch.tensor([[1, 90, 90, 90, 90, 90, 90, 91, 2]])
-        cutoffs = torch.tensor([[audio.shape[-1]]])
-        return (
-            CsmForConditionalGeneration,
-            config,
-            lambda m: m(ids, input_values=audio, input_values_cutoffs=cutoffs)[0],
-        )
-
-    def moshi():
-        from transformers import MoshiConfig, MoshiForConditionalGeneration
-
-        config = MoshiConfig(
-            **small,
-            ffn_dim=64,
-            vocab_size=99,
-            audio_vocab_size=65,
-            num_codebooks=8,
-            audio_encoder_config=codec,
-            depth_decoder_config={**small, "ffn_dim": 64, "vocab_size": 99, "audio_vocab_size": 65, "num_codebooks": 8},
-        )
-        ids = torch.zeros(1, 6, dtype=torch.int64)
-        return (
-            MoshiForConditionalGeneration,
-            config,
-            lambda m: m(ids, user_input_values=audio, moshi_input_values=-audio)[0],
-        )
-
-    def speech_to_text():
-        from transformers import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
-
-        config = KyutaiSpeechToTextConfig(
-            **small,
-            ffn_dim=64,
-            codebook_vocab_size=65,
-            vocab_size=99,
-            num_codebooks=8,
-            frame_size=1920,
-            codec_config=codec,
-            audio_bos_token_id=64,
-            audio_pad_token_id=63,
-            pad_token_id=3,
-            bos_token_id=98,
-            eos_token_id=None,
-        )
-        call = lambda m: m.generate(input_values=audio, max_new_tokens=5, do_sample=False)  # noqa: E731
-        return KyutaiSpeechToTextForConditionalGeneration, config, call
-
-    return {"csm": csm, "moshi": moshi, "speech to text": speech_to_text}
-
-
-@pytest.mark.parametrize("make", composites().values(), ids=composites())
+@pytest.mark.parametrize("make", COMPOSITES.values(), ids=COMPOSITES)
 def test_models_that_embed_mimi_give_what_they_give_with_native(make, tmp_path):
     mimi_hf.unregister()
     model_class, config, call = make()
@@ -236,13 +160,12 @@ def test_models_that_embed_mimi_give_what_they_give_with_native(make, tmp_path):
 
 def test_csm_generates_in_half_precision(tmp_path):
     # Its own `codebooks_head` must not stay in single precision for our codebooks' sake.
-    model_class, config, _ = composites()["csm"]()
+    model_class, config, _ = make_csm()
     model_class(config).save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
     singles = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32}
     assert singles and all(".codebook." in name for name in singles)
-    ids = torch.tensor([[1, 5, 7, 2]])
-    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[-1] == 8
+    assert model.generate(CSM_TEXT, max_new_tokens=2, do_sample=False).shape[-1] == 8
 
 
 def test_native_loads_what_we_save_and_the_reverse(tmp_path):
