@@ -278,12 +278,15 @@ def test_a_subclass_keeps_the_encoder_alone(model, audio, codes, tmp_path):
 
 
 @torch.no_grad()
-def test_decoding_to_a_tuple_gives_a_pair(model, codes):
-    audio, _ = model.decode(codes, return_dict=False)  # Dia2
+def test_dia2_decodes_to_a_pair(model, codes, tmp_path):
+    model.save_pretrained(tmp_path)
+    codec = mimi_hf.MimiModel.from_pretrained(tmp_path, torch_dtype=None, low_cpu_mem_usage=True)
+    audio, _ = codec.decode(codes, return_dict=False)
     assert_same_audio(audio, model.decode(codes).audio_values)
-    audio, stream = model.decode(codes, use_cache=True, return_dict=False)
+    audio, stream = codec.decode(codes, use_cache=True, return_dict=False)
     assert_same_audio(audio, model.decode(codes).audio_values)
     assert stream is not None
+    assert torch.equal(codec.encode(audio, return_dict=False)[0], model.encode(audio).audio_codes)
 
 
 @torch.no_grad()
