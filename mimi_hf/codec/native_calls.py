@@ -7,6 +7,7 @@ Both meanings hold here: the call returns the tensor of the network, whose attri
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,20 @@ class NetworkOutput(Tensor):
     _half: Callable[[], Tensor]
 
     @classmethod
-    def of(cls, output: Tensor, half: Callable[[], Tensor]) -> NetworkOutput:
-        """`output`, and a function that computes the output of the half."""
+    def of(cls, output: Tensor, half: Callable[[], Tensor]) -> Tensor:
+        """`output`, channels first in memory, too, and a function that computes the output of the half."""
+        output = output.contiguous()
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return output  # a graph has no attributes
         tensor = output.as_subclass(cls)
         tensor._half = half
         return tensor
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        return copy.deepcopy(self.as_subclass(Tensor), memo)
 
     @property
     def latents(self) -> Tensor:
@@ -190,7 +200,7 @@ class NativeDownsample(CausalConv1d):
             return super().forward(x, state)
         _refuse_caches("downsample", "model.encoder_stream()", options)
         x = F.pad(x, (0, -x.shape[2] % self.stride), mode="replicate") if x.shape[2] % self.stride else x
-        return super().forward(x.transpose(1, 2), None)[0].transpose(1, 2)
+        return super().forward(x.transpose(1, 2), None)[0].transpose(1, 2).contiguous()
 
 
 class NativeUpsample(CausalConvTranspose1d):
@@ -200,7 +210,7 @@ class NativeUpsample(CausalConvTranspose1d):
         """Tensor, shape = (B, D, F) -> Tensor, shape = (B, D, T)."""
         if state is not _WHOLE:
             return super().forward(x, state)
-        return super().forward(x.transpose(1, 2), None)[0].transpose(1, 2)
+        return super().forward(x.transpose(1, 2), None)[0].transpose(1, 2).contiguous()
 
 
 def _refuse_caches(name: str, remedy: str, options: dict[str, Any]) -> None:
