@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from mimi_hf.utils.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from mimi_hf.conversion.architecture import infer_config
-    from mimi_hf.conversion.checkpoint import ConversionReport, convert_checkpoint, export_checkpoint
+    from mimi_hf.conversion.architecture import config_from_kyutai, infer_config
+    from mimi_hf.conversion.checkpoint import ConversionReport, convert_checkpoint, export_checkpoint, load_original
     from mimi_hf.conversion.keys import key_table
 
 # Public names and the modules that hold them, imported on first use: they need torch, this package does not.
 _EXPORTS = {
     "convert_checkpoint": "checkpoint",
     "export_checkpoint": "checkpoint",
+    "load_original": "checkpoint",
     "ConversionReport": "checkpoint",
+    "config_from_kyutai": "architecture",
     "infer_config": "architecture",
     "key_table": "keys",
 }
@@ -33,11 +35,13 @@ __all__ = [
     "PICKLED",
     "SUFFIXES",
     "ConversionReport",
+    "config_from_kyutai",
     "convert_checkpoint",
     "export_checkpoint",
     "infer_config",
     "is_folder_or_id",
     "key_table",
+    "load_original",
 ]
 
 

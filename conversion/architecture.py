@@ -11,6 +11,42 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 
+# Where a field of ours stands in the configuration that Kyutai's loader takes, and in which part of it.
+_KYUTAIS_FIELDS = {
+    "sampling_rate": ("", "sample_rate"),
+    "audio_channels": ("", "channels"),
+    "frame_rate": ("", "frame_rate"),
+    "hidden_size": ("seanet", "dimension"),
+    "num_filters": ("seanet", "n_filters"),
+    "num_residual_layers": ("seanet", "n_residual_layers"),
+    "upsampling_ratios": ("seanet", "ratios"),
+    "kernel_size": ("seanet", "kernel_size"),
+    "residual_kernel_size": ("seanet", "residual_kernel_size"),
+    "last_kernel_size": ("seanet", "last_kernel_size"),
+    "dilation_growth_rate": ("seanet", "dilation_base"),
+    "compress": ("seanet", "compress"),
+    "pad_mode": ("seanet", "pad_mode"),
+    "num_hidden_layers": ("transformer", "num_layers"),
+    "num_attention_heads": ("transformer", "num_heads"),
+    "intermediate_size": ("transformer", "dim_feedforward"),
+    "sliding_window": ("transformer", "context"),
+    "rope_theta": ("transformer", "max_period"),
+    "layer_scale_initial_scale": ("transformer", "layer_scale"),
+    "num_quantizers": ("quantizer", "n_q"),
+    "codebook_size": ("quantizer", "bins"),
+    "codebook_dim": ("quantizer", "dimension"),
+}
+# What Mimi has not, in Kyutai's words: any other value describes another architecture.
+_KYUTAIS_CONSTANTS = {
+    ("seanet", "causal"): True,
+    ("seanet", "activation"): "ELU",
+    ("seanet", "norm"): "none",
+    ("transformer", "causal"): True,
+    ("transformer", "gating"): "none",
+    ("transformer", "norm"): "layer_norm",
+    ("transformer", "positional_embedding"): "rope",
+}
+
 # Tensors whose axes are fields. Where one is missing, the published size is used; the comparison of keys reports it.
 _AXES = {
     "encoder.model.0.conv.conv.weight": ("num_filters", "audio_channels", "kernel_size"),
@@ -54,6 +90,37 @@ def infer_config(state: Mapping[str, "Tensor"]) -> MimiConfig:
             f"The sizes of these tensors contradict the published values of what tensors do not show"
             f" (attention heads, sampling rate): {error} Pass the configuration of the checkpoint as `config`."
         ) from error
+
+
+def config_from_kyutai(sizes: Mapping[str, Any]) -> MimiConfig:
+    """Our configuration of what Kyutai's own loader takes: the `mimi_config` of `moshi.models.loaders.get_mimi`.
+
+    Args:
+        sizes: `sample_rate`, `channels`, `frame_rate`, and the parts `seanet`, `transformer` and `quantizer`.
+
+    Raises:
+        ValueError: something is missing, or is not what Mimi is made of.
+    """
+    parts = {"": sizes, **{part: sizes.get(part) or {} for part in ("seanet", "transformer", "quantizer")}}
+    missing = [".".join(filter(None, place)) for place in _KYUTAIS_FIELDS.values() if place[1] not in parts[place[0]]]
+    if missing:
+        raise ValueError(
+            f"This is no configuration of Kyutai's Mimi: it has no {', '.join(missing)}. Pass the whole `mimi_config`"
+            " that belongs to the checkpoint, or a MimiConfig, or leave it out to infer the sizes."
+        )
+    for (part, name), constant in _KYUTAIS_CONSTANTS.items():
+        found = parts[part].get(name, constant)
+        if found != constant:
+            raise ValueError(f"{part}.{name}={found!r}, but Mimi has {constant!r}. This is another codec.")
+    fields = {field: parts[part][name] for field, (part, name) in _KYUTAIS_FIELDS.items()}
+    return MimiConfig(
+        **fields,
+        num_semantic_quantizers=parts["quantizer"].get("n_q_semantic", 1),
+        num_key_value_heads=fields["num_attention_heads"] // parts["transformer"].get("kv_repeat", 1),
+        use_conv_shortcut=not parts["seanet"].get("true_skip", True),
+        vector_quantization_hidden_dimension=fields["codebook_dim"],
+        upsample_groups=fields["hidden_size"],
+    )
 
 
 def _indices(shapes: Shapes, pattern: str) -> list[int]:

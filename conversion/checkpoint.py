@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi, get_token
@@ -21,6 +21,9 @@ from mimi_hf.conversion.keys import to_original, to_ours
 from mimi_hf.conversion.original import read_original, sha256
 from mimi_hf.model_card import fill_card
 from mimi_hf.utils.files import written_beside
+
+if TYPE_CHECKING:
+    from mimi_hf.modeling_mimi import MimiModel
 
 # Error messages list this many names per kind of problem, and count the others.
 _LISTED = 20
@@ -87,10 +90,7 @@ def convert_checkpoint(
     _check_output(output_dir, force, folder=True)
     if push_to_hub is not None:
         _check_upload(push_to_hub)
-    original = read_original(source)
-    given = config is not None
-    config = _read_config(config) if given else infer_config(original)
-    _check_tensors(original, config, source, given)
+    original, config = _read_checked(source, config)
     digest = sha256(source)
     card = fill_card(
         config, source_name=source.name, sha256=digest, model_id=push_to_hub or f"./{output_dir.absolute().name}"
@@ -103,6 +103,32 @@ def convert_checkpoint(
         _compare(to_original(written, written_config), original)
     url = _upload(output_dir, push_to_hub, private) if push_to_hub else None
     return ConversionReport(output_dir, len(original), _count(original), digest, url)
+
+
+def load_original(source: str | Path, config: MimiConfig | str | Path | None = None) -> "MimiModel":
+    """Load an original Mimi checkpoint as it is, without a conversion on disk.
+
+    Args:
+        source, config: as for [`convert_checkpoint`].
+
+    Returns:
+        The model, float32, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`convert_checkpoint`].
+
+    Example:
+        >>> model = load_original("tokenizer-e351c8d8-checkpoint125.safetensors")  # doctest: +SKIP
+    """
+    from mimi_hf.modeling_mimi import MimiModel
+
+    original, config = _read_checked(source, config)
+    with _quiet():
+        model: Any = MimiModel.from_pretrained(
+            None, config=config, state_dict=to_ours(original, config), dtype=torch.float32
+        )
+    model.name_or_path = model.config.name_or_path = str(source)
+    return model
 
 
 def export_checkpoint(folder: str | Path, output_file: str | Path, force: bool = False) -> ConversionReport:
@@ -137,6 +163,15 @@ def export_checkpoint(folder: str | Path, output_file: str | Path, force: bool =
         _compare(to_ours(load_file(temporary), config), ours)
         digest = sha256(temporary)
     return ConversionReport(output_file, len(original), _count(original), digest)
+
+
+def _read_checked(source: str | Path, config: MimiConfig | str | Path | None) -> tuple[dict[str, Tensor], MimiConfig]:
+    """Read an original checkpoint that is complete, and its configuration, inferred where it is not given."""
+    original = read_original(source)
+    given = config is not None
+    config = _read_config(config) if given else infer_config(original)
+    _check_tensors(original, config, source, given)
+    return original, config
 
 
 def _count(state: Mapping[str, Tensor]) -> int:

@@ -61,7 +61,9 @@ class Stream:
     __copy__ = copy
 
     def __deepcopy__(self, memo: dict) -> Self:
-        return self.copy()
+        fork = self.copy()
+        fork.model = memo.get(id(self.model), self.model)  # what is copied may hold the codec, too
+        return fork
 
     def reset(self, rows: Rows = None) -> None:
         """Begin again, all rows or some, as if nothing had been pushed. The other rows do not notice.
@@ -189,6 +191,13 @@ class EncoderStream(Stream):
             self.ended = False
         else:
             self.pending = reset_rows(self.pending, mask)
+
+    def take_over(self, other: EncoderStream) -> None:
+        """Go on where another stream of this codec stands, which shall not be pushed again before it takes over, too.
+
+        So codes and latents come from one stream, by turns.
+        """
+        self.place, self.state, self.pending, self.ended = other.place, other.state, other.pending, other.ended
 
     @torch.no_grad()
     def push(self, chunk: Tensor, active: Rows = None, num_quantizers: int | None = None) -> Tensor:

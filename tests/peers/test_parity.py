@@ -59,30 +59,6 @@ def assert_same_audio(actual, expected):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=0.01)
 
 
-def make_original_checkpoint(path):
-    """Kyutai's own model with random weights, filled so that every part matters, saved in its own format."""
-    from moshi.models import loaders
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    state = loaders.get_mimi(None, num_codebooks=32).state_dict()
-    for name, tensor in state.items():
-        if name.endswith("layer_scale_1.scale") or name.endswith("layer_scale_2.scale"):
-            tensor.fill_(0.3)  # 0.01 would hide the transformers
-        elif name.endswith("embedding_sum"):
-            tensor.copy_(torch.randn_like(tensor) * 0.3)
-        elif name.endswith("cluster_usage"):
-            tensor.copy_(torch.rand_like(tensor) + 0.5)
-        elif name.endswith("_initialized"):
-            tensor.fill_(1)
-    # Kyutai's published file has the names of an older version of their code.
-    renamed = {name.replace("_projs.0.weight", "_proj.weight"): tensor for name, tensor in state.items()}
-    renamed = {
-        name.replace("in_proj.weight", "in_proj_weight"): tensor.contiguous() for name, tensor in renamed.items()
-    }
-    save_file(renamed, path)
-
-
 @pytest.fixture(scope="module", params=["seeded", "mimi-tiny"])
 def weights(request):
     return request.param
@@ -101,16 +77,14 @@ def speech(weights):
 
 
 @pytest.fixture(scope="module")
-def original(weights, tmp_path_factory):
+def original(weights, seeded_original, tmp_path_factory):
     """A checkpoint in Kyutai's format."""
     from mimi_hf.conversion import export_checkpoint
 
-    pytest.importorskip("moshi", reason="Kyutai's own package is not installed: pip install --no-deps moshi==0.2.13 …")
-    path = tmp_path_factory.mktemp("original") / "tokenizer.safetensors"
     if weights == "seeded":
-        make_original_checkpoint(path)
-    else:
-        export_checkpoint(mimi_tiny_path(), path)
+        return seeded_original
+    path = tmp_path_factory.mktemp("original") / "tokenizer.safetensors"
+    export_checkpoint(mimi_tiny_path(), path)
     return path
 
 

@@ -47,6 +47,60 @@ def config_of(**changes):
     return MimiConfig(**{**SMALL, **changes})
 
 
+def kyutais_config(config):
+    """What Kyutai's own loader takes for a model of these sizes."""
+    seanet = {
+        "channels": config.audio_channels,
+        "dimension": config.hidden_size,
+        "causal": True,
+        "n_filters": config.num_filters,
+        "n_residual_layers": config.num_residual_layers,
+        "activation": "ELU",
+        "compress": config.compress,
+        "dilation_base": config.dilation_growth_rate,
+        "kernel_size": config.kernel_size,
+        "residual_kernel_size": config.residual_kernel_size,
+        "last_kernel_size": config.last_kernel_size,
+        "norm": "none",
+        "pad_mode": config.pad_mode,
+        "ratios": config.upsampling_ratios,
+        "true_skip": not config.use_conv_shortcut,
+    }
+    transformer = {
+        "d_model": config.hidden_size,
+        "num_heads": config.num_attention_heads,
+        "kv_repeat": config.num_attention_heads // config.num_key_value_heads,
+        "num_layers": config.num_hidden_layers,
+        "causal": True,
+        "layer_scale": 0.01,
+        "context": config.sliding_window,
+        "conv_layout": True,
+        "max_period": 10000,
+        "gating": "none",
+        "norm": "layer_norm",
+        "positional_embedding": "rope",
+        "dim_feedforward": config.intermediate_size,
+        "input_dimension": config.hidden_size,
+        "output_dimensions": [config.hidden_size],
+    }
+    quantizer = {
+        "dimension": config.codebook_dim,
+        "n_q": config.num_quantizers,
+        "n_q_semantic": config.num_semantic_quantizers,
+        "bins": config.codebook_size,
+        "input_dimension": config.hidden_size,
+        "output_dimension": config.hidden_size,
+    }
+    return {
+        "sample_rate": config.sampling_rate,
+        "channels": config.audio_channels,
+        "frame_rate": config.frame_rate,
+        "seanet": seanet,
+        "transformer": transformer,
+        "quantizer": quantizer,
+    }
+
+
 def original_of(config, seed=0):
     """A random checkpoint in the original format."""
     generator = torch.Generator().manual_seed(seed)
