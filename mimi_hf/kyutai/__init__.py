@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from mimi_hf.utils.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from .mimi import KyutaiMimi, get_mimi
-    from .quantizer import QuantizedResult
-    from .tokenizer import StreamTokenizer, Tokenizer, write_wav
+    from .moshi import KyutaiMimi, get_mimi
+    from .moshi_quantizer import QuantizedResult
+    from .rustymimi import StreamTokenizer, Tokenizer, write_wav
 
 # What programs take from `moshi.models.loaders` to find the checkpoint.
 SAMPLE_RATE = 24_000
@@ -27,12 +27,12 @@ MIMI_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
 DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
 
 _EXPORTS = {
-    "KyutaiMimi": "mimi",
-    "QuantizedResult": "quantizer",
-    "get_mimi": "mimi",
-    "StreamTokenizer": "tokenizer",
-    "Tokenizer": "tokenizer",
-    "write_wav": "tokenizer",
+    "KyutaiMimi": "moshi",
+    "QuantizedResult": "moshi_quantizer",
+    "get_mimi": "moshi",
+    "StreamTokenizer": "rustymimi",
+    "Tokenizer": "rustymimi",
+    "write_wav": "rustymimi",
 }
 
 __all__ = [

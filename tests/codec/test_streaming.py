@@ -370,3 +370,43 @@ def test_audio_that_overflows_is_refused_and_the_stream_goes_on(model):
         stream.push(loud)
     codes.append(stream.push(audio[..., 5 * FRAME :]))
     assert torch.equal(torch.cat(codes, dim=2), model.encode(audio).audio_codes)
+
+
+@pytest.mark.parametrize("size", [1, FRAME, 100])
+def test_latents_come_in_any_cut(model, size):
+    audio = make_audio(20 * FRAME, batch=2)
+    stream = model.encoder_stream(batch_size=2)
+    assert stream.push_latents(audio[..., :0]).shape == (2, 32, 0)
+    latents = torch.cat([stream.push_latents(chunk) for chunk in audio.split(size, dim=2)], dim=2)
+    with torch.no_grad():
+        assert_same_audio(latents, model.encode_latents(audio))
+
+
+def test_latents_of_rows_that_pause_are_zero(model):
+    audio = make_audio(3 * FRAME, batch=2)
+    first, second, third = audio.split(FRAME, dim=2)
+    stream = model.encoder_stream(batch_size=2)
+    stream.push(first)
+    paused = stream.push_latents(second, active=[0])
+    assert paused[0].any()
+    assert not paused[1].any()
+    codes = stream.push(third)
+    assert torch.equal(codes[:1], model.encode(audio[:1]).audio_codes[..., 2:])
+    rest = torch.cat([first, third], dim=2)[1:]
+    assert torch.equal(codes[1:], model.encode(rest).audio_codes[..., 1:])
+
+
+def test_latents_that_overflow_are_refused_and_the_stream_goes_on(model):
+    audio = make_audio(8 * FRAME)
+    stream = model.encoder_stream()
+    stream.push_latents(audio[..., : 5 * FRAME])
+    with pytest.raises(ValueError, match="overflow"):
+        stream.push_latents(torch.full_like(audio, 1e38))
+    assert torch.equal(stream.push(audio[..., 5 * FRAME :]), model.encode(audio).audio_codes[..., 5:])
+
+
+def test_a_deep_copy_of_a_model_and_its_stream_belong_together(model):
+    streams = {"model": model, "stream": model.encoder_stream()}
+    copied = copy.deepcopy(streams)
+    assert copied["stream"].model is copied["model"] is not model
+    assert copy.deepcopy(streams["stream"]).model is model

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.originals import CANNOT_BE_READ_OFF, CONFIGS, bits, config_of, original_of
 
 from mimi_hf import MimiConfig, MimiModel
-from mimi_hf.conversion import convert_checkpoint, export_checkpoint, infer_config
+from mimi_hf.conversion import convert_checkpoint, export_checkpoint, infer_config, load_original
 from mimi_hf.conversion.keys import canonical, key_table, to_original, to_ours
 
 # The table
@@ -271,3 +271,25 @@ def test_a_pickle_of_something_else(tmp_path, writes_nothing):
     for name, message in (("a", "state dict.*'epoch'"), ("b", "state dict.*Tensor"), ("c", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             convert_checkpoint(tmp_path / f"{name}.pt", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_file_loads_as_its_conversion_does(tmp_path, given):
+    config = config_of(**({**CANNOT_BE_READ_OFF, "num_key_value_heads": 4} if given else {}))
+    save_file(original_of(config), tmp_path / "original.safetensors")
+    config = config if given else None
+    convert_checkpoint(tmp_path / "original.safetensors", tmp_path / "mimi", config=config)
+    converted = MimiModel.from_pretrained(tmp_path / "mimi", dtype=torch.float32)
+    model = load_original(tmp_path / "original.safetensors", config)
+    assert bits(model.state_dict()) == bits(converted.state_dict())
+    assert not model.training
+    for field in ("sliding_window", "sampling_rate", "num_attention_heads", "dilation_growth_rate"):
+        assert getattr(model.config, field) == getattr(converted.config, field)
+
+
+def test_a_file_of_another_model_does_not_load(tmp_path):
+    state = original_of(config_of())
+    state.pop("downsample.conv.conv.conv.weight")
+    save_file(state, tmp_path / "original.safetensors")
+    with pytest.raises(ValueError, match=r"missing \(1\): downsample"):
+        load_original(tmp_path / "original.safetensors", config_of())

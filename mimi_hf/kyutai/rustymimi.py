@@ -15,7 +15,7 @@ from mimi_hf.audio import write_audio
 from mimi_hf.codec.streaming import DecoderStream, EncoderStream
 from mimi_hf.modeling_mimi import MimiModel
 
-from .mimi import get_mimi
+from .moshi import get_mimi
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from mimi_hf.conversion.keys import canonical, key_table, to_original, to_ours
 from mimi_hf.loading import ModelChoice
 from mimi_hf.modeling_mimi import MimiModel
 
-from .quantizer import KyutaiQuantizer, QuantizedResult
+from .moshi_quantizer import KyutaiQuantizer, QuantizedResult
 
 
 def get_mimi(
@@ -67,7 +68,8 @@ def get_mimi(
     return KyutaiMimi(model.to(device), num_codebooks)
 
 
-class Streams(NamedTuple):
+@dataclass(frozen=True)
+class Streams:
     """The stream of a [`KyutaiMimi`].
 
     encoder, decoder: its two directions.
@@ -77,6 +79,9 @@ class Streams(NamedTuple):
     encoder: EncoderStream
     decoder: DecoderStream
     exec_mask: Tensor
+
+
+_STATE = tuple(field.name for field in fields(Streams))
 
 
 class KyutaiMimi(nn.Module):
@@ -304,7 +309,7 @@ class KyutaiMimi(nn.Module):
             ValueError: there is no stream, or the mask has another shape.
         """
         streams, mask = self._rows_of_stream(exec_mask)
-        self.streams = streams._replace(exec_mask=mask.clone())
+        self.streams = replace(streams, exec_mask=mask.clone())
 
     def reset_streaming(self, reset_mask: Tensor | None = None) -> None:
         """Begin again, in all rows or some. These rows go on with the next call, also where they paused.
@@ -318,7 +323,7 @@ class KyutaiMimi(nn.Module):
         streams, mask = self._rows_of_stream(reset_mask)
         streams.encoder.reset(mask)
         streams.decoder.reset(mask)
-        self.streams = streams._replace(exec_mask=streams.exec_mask.to(mask.device) | mask)
+        self.streams = replace(streams, exec_mask=streams.exec_mask.to(mask.device) | mask)
 
     def _rows_of_stream(self, mask: Tensor | None) -> tuple[Streams, Tensor]:
         """The stream, and a mask of its rows as booleans where the model is; None means all rows."""
@@ -336,27 +341,27 @@ class KyutaiMimi(nn.Module):
         Returns:
             `encoder`, `decoder` and `exec_mask`; all None where there is no stream.
         """
-        return dict.fromkeys(Streams._fields) if self.streams is None else self.streams._asdict()
+        return dict.fromkeys(_STATE) if self.streams is None else dict(vars(self.streams))
 
     def set_streaming_state(self, state: Mapping[str, Any]) -> None:
         """Go on with another stream.
 
         Args:
-            state: what [`get_streaming_state`] gave, of this object or another one of the same sizes.
+            state: what [`get_streaming_state`] gave. The stream of an object with other weights is forked.
 
         Raises:
             ValueError: it is something else.
         """
-        if set(state) != set(Streams._fields):
+        if set(state) != set(_STATE):
             raise ValueError(
-                f"The state has {', '.join(sorted(state)) or 'nothing'}, but {', '.join(Streams._fields)} are needed."
-                " Pass what get_streaming_state() gave."
+                f"The state has {', '.join(sorted(state)) or 'nothing'}, but {', '.join(_STATE)} are needed. Pass what"
+                " get_streaming_state() gave."
             )
-        streams = Streams(**state)
-        if streams.exec_mask is None:
+        if state["exec_mask"] is None:
             self.streams = None
             return
-        self.streams = streams._replace(encoder=self._own(streams.encoder), decoder=self._own(streams.decoder))
+        encoder, decoder = (self._own(state[direction]) for direction in ("encoder", "decoder"))
+        self.streams = Streams(encoder, decoder, state["exec_mask"])
 
     def _own(self, stream: Any) -> Any:
         """The stream, or a fork that runs on the weights of this object where it ran on others."""
@@ -366,6 +371,7 @@ class KyutaiMimi(nn.Module):
         return stream
 
 
+@torch.no_grad()
 def _give_original_names(module: KyutaiMimi, state: dict[str, Any], prefix: str, _: Any) -> None:
     """The names of Kyutai's checkpoint in a state dict that was just made."""
     ours = {name: state.pop(name) for name in list(state) if name.startswith(f"{prefix}model.")}

@@ -288,6 +288,8 @@ def test_a_deep_copy_streams_by_itself():
     for parameter in mimi.parameters():
         parameter.data.zero_()
     assert torch.equal(copied.encode(audio[..., FRAME:]), codes[..., 1:])
+    copied.load_state_dict(mimi.state_dict())
+    assert not any(parameter.any() for parameter in copied.parameters())
 
 
 def test_a_stream_goes_on_in_and_out_of_inference_mode(mimi):
@@ -321,6 +323,7 @@ def test_the_state_dict_is_that_of_kyutai(original):
     for name, tensor in original_of(config).items():
         assert torch.equal(state.pop(name), tensor)
     assert not state
+    assert mimi.state_dict(keep_vars=True).keys() == original_of(config).keys()
 
 
 def test_weights_can_be_loaded_later(original):
