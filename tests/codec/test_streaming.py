@@ -372,37 +372,19 @@ def test_audio_that_overflows_is_refused_and_the_stream_goes_on(model):
     assert torch.equal(torch.cat(codes, dim=2), model.encode(audio).audio_codes)
 
 
-@pytest.mark.parametrize("size", [1, FRAME, 100])
-def test_latents_come_in_any_cut(model, size):
+@pytest.mark.parametrize("size", [7, FRAME, 2 * FRAME])
+def test_codes_and_latents_come_by_turns(model, size):
     audio = make_audio(20 * FRAME, batch=2)
-    stream = model.encoder_stream(batch_size=2)
-    assert stream.push_latents(audio[..., :0]).shape == (2, 32, 0)
-    latents = torch.cat([stream.push_latents(chunk) for chunk in audio.split(size, dim=2)], dim=2)
-    with torch.no_grad():
-        assert_same_audio(latents, model.encode_latents(audio))
-
-
-def test_latents_of_rows_that_pause_are_zero(model):
-    audio = make_audio(3 * FRAME, batch=2)
-    first, second, third = audio.split(FRAME, dim=2)
-    stream = model.encoder_stream(batch_size=2)
-    stream.push(first)
-    paused = stream.push_latents(second, active=[0])
-    assert paused[0].any()
-    assert not paused[1].any()
-    codes = stream.push(third)
-    assert torch.equal(codes[:1], model.encode(audio[:1]).audio_codes[..., 2:])
-    rest = torch.cat([first, third], dim=2)[1:]
-    assert torch.equal(codes[1:], model.encode(rest).audio_codes[..., 1:])
-
-
-def test_latents_that_overflow_are_refused_and_the_stream_goes_on(model):
-    audio = make_audio(8 * FRAME)
-    stream = model.encoder_stream()
-    stream.push_latents(audio[..., : 5 * FRAME])
-    with pytest.raises(ValueError, match="overflow"):
-        stream.push_latents(torch.full_like(audio, 1e38))
-    assert torch.equal(stream.push(audio[..., 5 * FRAME :]), model.encode(audio).audio_codes[..., 5:])
+    codes, latents = model.encode(audio).audio_codes, model.encode_latents(audio).detach()
+    streams, frame = [model.encoder_stream(2), model.latent_encoder_stream(2)], 0
+    for chunk in audio.split(size, dim=2):
+        piece = streams[0].push(chunk)
+        whole = latents if piece.is_floating_point() else codes
+        torch.testing.assert_close(piece, whole[..., frame : frame + piece.shape[2]], rtol=0, atol=1e-4)
+        frame += piece.shape[2]
+        streams.reverse()
+        streams[0].take_over(streams[1])
+    assert frame == 20
 
 
 def test_a_deep_copy_of_a_model_and_its_stream_belong_together(model):

@@ -130,10 +130,3 @@ def test_a_step_that_refuses_leaves_the_stream_as_it_was(codec, audio):
         stream.push(loud)  # in its last tile
     after = stream.push(audio[..., 9:])
     assert torch.equal(torch.cat([before, after], dim=2), codec.encode(audio).audio_codes)
-
-
-def test_an_engine_of_codes_alone_streams_no_latents(codec, audio):
-    stream = codec.encoder_stream(2)
-    with pytest.raises(ValueError, match="RunningSums computes no latents, only codes"):
-        stream.push_latents(audio)
-    assert torch.equal(stream.push(audio), codec.encode(audio).audio_codes)
