@@ -76,8 +76,9 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         "NativeTransformer",
         "SplitResidualVectorQuantizer",
     ]
-    # Models that embed Mimi inherit it: it must match none of their own names.
-    _keep_in_fp32_modules_strict: ClassVar = ["vector_quantizer.layers"]
+    # A regular expression, searched for in the names of weights. Models that embed Mimi inherit it, so it must match
+    # none of theirs: CSM has a `codebooks_head`.
+    _keep_in_fp32_modules_strict: ClassVar = [r"layers\.\d+\.codebook"]
     _supports_sdpa = True
     _quantizes = True
 

@@ -163,8 +163,9 @@ def test_csm_generates_in_half_precision(tmp_path):
     model_class, config, _ = make_csm()
     model_class(config).save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    singles = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32}
-    assert singles and all(".codebook." in name for name in singles)
+    state = model.state_dict()
+    singles = {name for name, tensor in state.items() if tensor.dtype == torch.float32}
+    assert singles and singles == {name for name in state if ".codebook." in name}
     assert model.generate(CSM_TEXT, max_new_tokens=2, do_sample=False).shape[-1] == 8
 
 
