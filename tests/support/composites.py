@@ -27,7 +27,7 @@ def make_csm() -> tuple[type, Any, Callable[[Any], Any]]:
         audio_token_id=90,
         audio_eos_token_id=91,
         depth_decoder_config={**depth, "max_position_embeddings": 9},
-        codec_config=CODEC,
+        codec_config=dict(CODEC),
     )
     ids = torch.tensor([[1, *[90] * 6, 91, 2]])
     cutoffs = torch.tensor([[AUDIO.shape[2]]])
@@ -48,7 +48,7 @@ def make_moshi() -> tuple[type, Any, Callable[[Any], Any]]:
         vocab_size=99,
         audio_vocab_size=65,
         num_codebooks=8,
-        audio_encoder_config=CODEC,
+        audio_encoder_config=dict(CODEC),  # some versions of transformers take `model_type` out of it
         depth_decoder_config={**_SMALL, "ffn_dim": 64, "vocab_size": 99, "audio_vocab_size": 65, "num_codebooks": 8},
     )
     ids = torch.zeros(1, 6, dtype=torch.int64)
@@ -70,7 +70,7 @@ def make_speech_to_text() -> tuple[type, Any, Callable[[Any], Any]]:
         vocab_size=99,
         num_codebooks=8,
         frame_size=1920,
-        codec_config=CODEC,
+        codec_config=dict(CODEC),
         audio_bos_token_id=64,
         audio_pad_token_id=63,
         pad_token_id=3,

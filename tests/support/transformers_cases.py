@@ -5,24 +5,18 @@
 
 import os
 import unittest
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers import (
-    CsmConfig,
-    CsmForConditionalGeneration,
-    KyutaiSpeechToTextConfig,
-    KyutaiSpeechToTextForConditionalGeneration,
-    MoshiConfig,
-    MoshiForConditionalGeneration,
-    set_seed,
-)
+from transformers import set_seed
 from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 from transformers_tests.test_sequence_feature_extraction_common import SequenceFeatureExtractionTestMixin
 
+from .composites import make_csm, make_moshi, make_speech_to_text
 from .tiny import FRAME, TINY
 
 SIDE = os.environ["MIMI_SIDE"]
@@ -33,18 +27,13 @@ else:
     from transformers.models.mimi.configuration_mimi import MimiConfig
     from transformers.models.mimi.modeling_mimi import MimiModel
 
-BATCH, LENGTH, CODEBOOKS = 2, 7, TINY["num_quantizers"]
-CODEC = {**TINY, "model_type": "mimi"}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+BATCH, LENGTH = 2, 7
 
 
 class ModelCase(ModelTesterMixin):
     """One kind of model. It is its own model tester, too: what the shared tests ask for a config and inputs."""
 
     batch_size, seq_length, is_training = BATCH, LENGTH, True
-    hidden_size, num_hidden_layers, num_attention_heads = (
-        SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
     test_all_params_have_gradient = False  # codes pass no gradient to what made them
     test_can_init_all_missing_weights_before_2023 = True  # no licence tells the age of our files
 
@@ -79,6 +68,7 @@ class ModelCase(ModelTesterMixin):
 
 class MimiTest(ModelCase, unittest.TestCase):
     all_model_classes = (MimiModel,)
+    hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
     is_encoder_decoder = True
     test_resize_embeddings = False
 
@@ -89,79 +79,52 @@ class MimiTest(ModelCase, unittest.TestCase):
         return {"input_values": torch.randn(BATCH, 1, 20 * FRAME)}
 
 
-class CsmTest(ModelCase, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (CsmForConditionalGeneration,)
+class EmbeddingCase(ModelCase, GenerationTesterMixin):
+    """One model of transformers that embeds Mimi."""
+
+    hidden_size, num_hidden_layers, num_attention_heads = 32, 1, 2
+    make: Callable[[], tuple]
 
     def get_config(self):
-        sizes = {**SIZES, "intermediate_size": 32, "vocab_size": 67, "num_codebooks": CODEBOOKS}
-        return CsmConfig(
-            **sizes,
-            text_vocab_size=99,
-            audio_token_id=90,
-            audio_eos_token_id=91,
-            bos_token_id=1,
-            pad_token_id=0,
-            codebook_eos_token_id=0,
-            codebook_pad_token_id=66,
-            depth_decoder_config={**sizes, "backbone_hidden_size": 32, "max_position_embeddings": LENGTH},
-            codec_config=CODEC,
-        )
+        return type(self).make()[1]
+
+
+class CsmTest(EmbeddingCase, unittest.TestCase):
+    make = make_csm
+    all_model_classes = (make()[0],)
 
     def get_inputs(self):
         ids = torch.tensor([[1, 90, 90, 90, 90, 91, 2]]).repeat(BATCH, 1)
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "input_values": torch.randn(BATCH, 1, 4 * FRAME),
-            "input_values_cutoffs": torch.full((BATCH, 1), 4 * FRAME),
-        }
+        audio = torch.randn(BATCH, 1, 4 * 1920)
+        cutoffs = torch.full((BATCH, 1), audio.shape[2])
+        mask = torch.ones_like(ids)
+        return {"input_ids": ids, "attention_mask": mask, "input_values": audio, "input_values_cutoffs": cutoffs}
 
     def get_labels(self, inputs):
         return {"labels": inputs["input_ids"].clamp(max=66)}
 
 
-class MoshiTest(ModelCase, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (MoshiForConditionalGeneration,)
+class MoshiTest(EmbeddingCase, unittest.TestCase):
+    make = make_moshi
+    all_model_classes = (make()[0],)
     additional_model_inputs = ("user_input_values", "moshi_input_values")
-
-    def get_config(self):
-        sizes = {**SIZES, "ffn_dim": 64, "vocab_size": 99, "audio_vocab_size": 65, "num_codebooks": CODEBOOKS}
-        return MoshiConfig(**sizes, audio_encoder_config=CODEC, depth_decoder_config=sizes)
 
     def get_inputs(self):
         ids = torch.randint(1, 98, (BATCH, LENGTH))
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "user_input_values": torch.randn(BATCH, 1, LENGTH * FRAME),
-            "moshi_input_values": torch.randn(BATCH, 1, LENGTH * FRAME),
-        }
+        user, moshi = torch.randn(2, BATCH, 1, LENGTH * 1920)
+        mask = torch.ones_like(ids)
+        return {"input_ids": ids, "attention_mask": mask, "user_input_values": user, "moshi_input_values": moshi}
 
     def get_labels(self, inputs):
         return {"text_labels": inputs["input_ids"]}
 
 
-class SpeechToTextTest(ModelCase, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (KyutaiSpeechToTextForConditionalGeneration,)
-
-    def get_config(self):
-        return KyutaiSpeechToTextConfig(
-            **SIZES,
-            ffn_dim=64,
-            codebook_vocab_size=65,
-            vocab_size=99,
-            num_codebooks=CODEBOOKS,
-            frame_size=FRAME,
-            codec_config=CODEC,
-            audio_bos_token_id=64,
-            audio_pad_token_id=63,
-            pad_token_id=3,
-            bos_token_id=98,
-            eos_token_id=None,
-        )
+class SpeechToTextTest(EmbeddingCase, unittest.TestCase):
+    make = make_speech_to_text
+    all_model_classes = (make()[0],)
 
     def get_inputs(self):
-        ids = torch.randint(1, 60, (BATCH, LENGTH, CODEBOOKS + 1))
+        ids = torch.randint(1, 60, (BATCH, LENGTH, 1 + 8))  # text and codes
         return {"input_ids": ids, "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.int64)}
 
     def get_labels(self, inputs):
@@ -172,8 +135,7 @@ class ConfigCase:
     """One kind of config: each check of `ConfigTester` becomes a test."""
 
     model_case: type[ModelCase]
-    config_class: type
-    arguments: dict
+    arguments: ClassVar = {"hidden_size": 64, "num_hidden_layers": 3}
 
     def setUp(self):
         self.model_tester = self.model_case()
@@ -183,27 +145,27 @@ for check in dir(ConfigTester):
     if check.startswith(("create_and_test_", "check_")):
 
         def run_check(self, check=check):
-            has_text = self.model_case is not MimiTest
-            getattr(ConfigTester(self, self.config_class, has_text_modality=has_text, **self.arguments), check)()
+            config_class, is_text = type(self.model_tester.get_config()), self.model_case is not MimiTest
+            getattr(ConfigTester(self, config_class, has_text_modality=is_text, **self.arguments), check)()
 
         setattr(ConfigCase, f"test_{check.removeprefix('create_and_test_').removeprefix('check_')}", run_check)
 
 
 class MimiConfigTest(ConfigCase, unittest.TestCase):
-    model_case, config_class = MimiTest, MimiConfig
+    model_case = MimiTest
     arguments: ClassVar = {**TINY, "head_dim": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 
 
 class CsmConfigTest(ConfigCase, unittest.TestCase):
-    model_case, config_class, arguments = CsmTest, CsmConfig, SIZES
+    model_case = CsmTest
 
 
 class MoshiConfigTest(ConfigCase, unittest.TestCase):
-    model_case, config_class, arguments = MoshiTest, MoshiConfig, SIZES
+    model_case = MoshiTest
 
 
 class SpeechToTextConfigTest(ConfigCase, unittest.TestCase):
-    model_case, config_class, arguments = SpeechToTextTest, KyutaiSpeechToTextConfig, SIZES
+    model_case = SpeechToTextTest
 
 
 class FeatureExtractorTest(SequenceFeatureExtractionTestMixin, unittest.TestCase):
