@@ -170,7 +170,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     def encode_step(
         self, audio: Tensor, state: EncoderState | None, num_quantizers: int, recorder: Recorder | None = None
     ) -> tuple[Tensor, State]:
-        latents, state = self._encode_finite(audio, state, recorder)
+        latents, state = self.encode_finite_tile(audio, state, recorder)
         return self.quantizer.search(latents, num_quantizers), state
 
     def encode_tile(
@@ -194,10 +194,10 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
             x, downsample = self.downsample(x, downsample)
         return x, EncoderState(seanet, transformer, downsample)
 
-    def _encode_finite(
+    def encode_finite_tile(
         self, audio: Tensor, state: EncoderState | None, recorder: Recorder | None = None
     ) -> tuple[Tensor, EncoderState]:
-        """[`encode_tile`], but it raises if the latents overflow the dtype."""
+        """[`encode_tile`], but it raises a `ValueError` if the latents overflow the dtype."""
         latents, state = self.encode_tile(audio, state, recorder)
         if not torch.compiler.is_compiling() and not torch.isfinite(latents).all():
             raise ValueError(
@@ -226,7 +226,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
 
         def step(audio: Tensor, state: EncoderState | None) -> tuple[Tensor, EncoderState]:
-            return self._encode_finite(audio, state, recorder)
+            return self.encode_finite_tile(audio, state, recorder)
 
         tiles = [latents for *_, latents in self.encode_tiles(input_values, rows, step, recorder is not None)]
         return rows.place_frames(torch.cat(tiles, dim=1).transpose(1, 2))

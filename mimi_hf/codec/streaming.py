@@ -291,7 +291,7 @@ class LatentEncoderStream(EncoderStream):
         codec: Any = self.model
 
         def encode(audio: Tensor, state: State) -> tuple[Tensor, State]:
-            latents, state = codec.encode_tile(audio, state)
+            latents, state = codec.encode_finite_tile(audio, state)
             return latents.transpose(1, 2), state
 
         nothing = torch.empty(self.batch_size, codec.config.hidden_size, 0, dtype=codec.dtype, device=codec.device)

@@ -360,16 +360,21 @@ def test_resetting_every_row_begins_again(model):
     assert torch.equal(stream.push(audio), model.encode(audio).audio_codes)
 
 
-def test_audio_that_overflows_is_refused_and_the_stream_goes_on(model):
+@pytest.mark.parametrize("latents", [False, True])
+def test_audio_that_overflows_is_refused_and_the_stream_goes_on(model, latents):
     audio = make_audio(12 * FRAME)
-    stream = model.encoder_stream()
-    codes = [stream.push(audio[..., : 5 * FRAME])]
+    stream = model.latent_encoder_stream() if latents else model.encoder_stream()
+    pieces = [stream.push(audio[..., : 5 * FRAME])]
     loud = audio.clone()
     loud[..., 3 * FRAME] = 1e38
     with pytest.raises(ValueError, match="overflow"):
         stream.push(loud)
-    codes.append(stream.push(audio[..., 5 * FRAME :]))
-    assert torch.equal(torch.cat(codes, dim=2), model.encode(audio).audio_codes)
+    pieces.append(stream.push(audio[..., 5 * FRAME :]))
+    found = torch.cat(pieces, dim=2)
+    if latents:
+        assert_same_audio(found, model.encode_latents(audio).detach())
+    else:
+        assert torch.equal(found, model.encode(audio).audio_codes)
 
 
 @pytest.mark.parametrize("size", [7, FRAME, 2 * FRAME])
