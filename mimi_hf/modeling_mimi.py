@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from . import quantization as quantization  # registers 8-bit weights with transformers
+from .codec.adapters import LEFT_OUT, leave_out_codebooks
 from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .codec.checks import check_latents
 from .codec.codebook import Codebook
@@ -115,6 +117,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
             self.decoder = NativeDecoder(config)
             self.decoder.name_neighbours(self.decoder_transformer, self.upsample)
         self._weights_arranged = False
+        self._learnt_under_adapters = False
         self.post_init()
         # A full checkpoint holds what was dropped, too.
         if not self._quantizes:
@@ -304,13 +307,31 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     ) -> MimiTrainingOutput:
         """Audio through encoder, quantizer and decoder with gradients: what a call in training mode does.
 
-        The codebooks learn as `model.quantizer.training_options` say ([`QuantizerTraining`]).
+        The codebooks learn where [`codebooks_learn`].
         """
         self.require_half("encoder")
         self.require_half("decoder")
         audio: Any = input_values  # None is refused
         self.check_audio(audio)
+        if not self._learnt_under_adapters and self.codebooks_learn and leave_out_codebooks(self):
+            self._learnt_under_adapters = True
+            warnings.warn(LEFT_OUT, stacklevel=2)
         return training_pass(self, audio, padding_mask, num_quantizers, return_loss)
+
+    @property
+    def codebooks_learn(self) -> bool:
+        """Whether a call in training mode would move the codebooks now: `model.quantizer.training_options` say when.
+
+        Never where no gradients are recorded, nor where the quantizer is in evaluation mode. See [`QuantizerTraining`].
+        """
+        parts = (self.encoder, self.encoder_transformer, self.downsample)
+        return self.quantizer.learns(weight for part in parts if part is not None for weight in part.parameters())
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        # Whatever saves begins here, peft too.
+        if self._learnt_under_adapters and leave_out_codebooks(self):
+            warnings.warn(LEFT_OUT, stacklevel=2)
+        return super().state_dict(*arguments, **options)
 
     # Readiness
 

@@ -5,6 +5,8 @@ samples. On a channels-last tensor such a block is a contiguous vector of `strid
 the sum of `taps` matrix products of views, without im2col; a transposed convolution is the same sum the other way
 round, and its output is a view. Once arranged, both keep their weights in a memory format in which the matrices are
 views too; until then, and in any other order, the results are the same but take longer.
+
+Where an adapter, a hook or a parametrization takes part, the convolution itself is called, on the same inputs.
 """
 
 import functools
@@ -13,8 +15,9 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from .matmul import sum_of_products
+from .matmul import call_convolution, is_plain, sum_of_products
 
 
 class ConvState(NamedTuple):
@@ -29,7 +32,11 @@ class ConvState(NamedTuple):
 
 
 class _ChannelsLastConv(nn.Module):
-    """What both kinds of convolution share: the weight's memory format. `conv` only holds the parameters."""
+    """What both kinds of convolution share: the weight's memory format.
+
+    `conv` holds the parameters. It is called where it is not plain, and then must give what its class would give, for
+    its kernel, stride and dilation.
+    """
 
     conv: nn.Conv1d | nn.ConvTranspose1d
     memory_order: tuple[int, int, int]  # of the weight's dimensions, outermost first
@@ -39,9 +46,9 @@ class _ChannelsLastConv(nn.Module):
     @torch.no_grad()
     def arrange_weight(self) -> None:
         """Lay the weight out in memory so that its matrices are views with contiguous rows. Its shape stays."""
-        weight = self.conv.weight
-        if weight.is_inference():
-            return  # made for inference alone; it serves in any order of memory
+        weight = None if is_parametrized(self.conv) else getattr(self.conv, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.is_inference():
+            return  # computed, or made for inference alone; it serves in any order of memory
         arranged = weight.permute(self.memory_order)
         if not arranged.is_contiguous() and weight.device.type != "meta":
             inverse = [self.memory_order.index(dimension) for dimension in range(3)]
@@ -116,6 +123,9 @@ class CausalConv1d(_ChannelsLastConv):
             x, state = self._with_past(x, state)
         else:
             x = self._activate(x)
+        if not is_plain(self.conv):
+            self._refuse_other_dilations()
+            return call_convolution(self.conv, x), state
         batch, length, channels = x.shape
         blocks = x.reshape(batch, length // self.stride, self.stride * channels)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
@@ -123,6 +133,17 @@ class CausalConv1d(_ChannelsLastConv):
         weight = self._by_tap().reshape(-1, self.taps, self.stride * channels).transpose(0, 1)
         scale = None if self.scale is None else self.scale.expand(self.taps, -1)
         return sum_of_products(views, weight, self.conv.bias, scale), state
+
+    def _refuse_other_dilations(self) -> None:
+        """Raise if an adapter convolves without our dilation, as those of peft do."""
+        kernel_size = (self.taps * self.stride,)
+        for layer in self.conv.modules():
+            if isinstance(layer, nn.Conv1d) and layer.kernel_size == kernel_size and layer.dilation[0] != self.dilation:
+                raise ValueError(
+                    f"An adapter ({type(self.conv).__name__}) on a convolution of dilation {self.dilation} convolves"
+                    f" with dilation {layer.dilation[0]}: both must see the same samples. Leave this layer out of"
+                    " target_modules."
+                )
 
     def _with_past(self, x: Tensor, state: ConvState | None) -> tuple[Tensor, ConvState]:
         if state is None:
@@ -171,6 +192,9 @@ class CausalConvTranspose1d(_ChannelsLastConv):
         previous = self._new_state(x, self.padding_total).previous if state is None else state.previous
         x = self._after(previous, x)
         state = ConvState(_apart(x[:, steps:]), None)
+        if not is_plain(self.conv):
+            y = call_convolution(self.conv, x)  # its outputs before and after those of the new steps are not whole
+            return y[:, self.padding_total * self.stride :][:, : steps * self.stride], state
         views = [x[:, self.padding_total - tap :][:, :steps] for tap in range(self.taps)]
         y = self._product(views) if self.groups == 1 else self._grouped_product(views)
         return y.reshape(x.shape[0], steps * self.stride, -1), state

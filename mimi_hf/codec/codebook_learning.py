@@ -30,7 +30,9 @@ class QuantizerTraining:
     quantizer_dropout: the share of sequences that use their first n codebooks alone, n evenly from the semantic ones
         to all.
     unquantized: the share of sequences whose latents the decoder gets unquantized.
-    update: whether codebooks learn. Where they do not, existing codes stay valid.
+    update: whether codebooks learn from a pass that records gradients. Where they do not, existing codes stay valid.
+        None, the default, lets them learn where all parameters of the quantizer are trained, or, where it has no
+        projections, all of the encoder. So they stay where these are frozen, as adapters of peft freeze them.
     enabled: where False, latents stay unquantized and codebooks do not change: the start of a new model.
 
     Raises:
@@ -42,7 +44,7 @@ class QuantizerTraining:
     kmeans_iterations: int = 10
     quantizer_dropout: float = 0.5
     unquantized: float = 0.5
-    update: bool = True
+    update: bool | None = None
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -86,6 +88,11 @@ def draw(options: QuantizerTraining, batch: int, fewest: int, most: int, device:
     return Draws(torch.where(dropped, levels, most), raw)
 
 
+def is_recomputing() -> bool:
+    """Whether this is a part of a backward pass: activation checkpointing computes a forward pass again there."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def quantize_levels(
     codebooks: Sequence[Codebook], latents: Tensor, levels: Tensor, mask: Tensor, options: QuantizerTraining
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -96,6 +103,7 @@ def quantize_levels(
         latents: Tensor, shape = (B, F, codebook_dim), in single precision.
         levels: Tensor, shape = (B,), how many of the codebooks each sequence uses.
         mask: Tensor, shape = (B, F), bool, True for real frames: the others teach nothing.
+        options: their `update` says whether the codebooks learn; None means no.
 
     Returns:
         The sum of the entries, shape of the latents, whose gradient is passed on to the latents where a codebook is

@@ -24,6 +24,21 @@ FEWEST_ROWS = 8
 # Blocks narrower than this, such as audio's one or two channels, are joined: a product of their own would not pay.
 NARROW = 16
 
+_PLAIN = (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the weight and the bias say all that a layer does, so that a product with them may replace its call.
+
+    They do not where an adapter or another class stands in its place, where hooks run, and where a parametrization
+    computes the weight. Such a layer must be called.
+    """
+    if type(module) not in _PLAIN or "forward" in module.__dict__:
+        return False
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
 
 def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
     """`sum(block @ (matrix * scale).T) + bias` over blocks and the matrices of the weight.
@@ -66,17 +81,38 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
+    if not is_plain(module):
+        refuse_int8(module)
+        return module(x)
     if getattr(module, "weight_scale", None) is not None:  # of `mimi_hf.quantization`
         flat = x.reshape(1, -1, x.shape[-1])
         y = sum_of_products([flat], module.weight[None], module.bias, cast(Tensor, module.weight_scale)[None])
         return y.view(*x.shape[:-1], -1)
     rows = x.flatten(0, -2)
-    # A module or a weight that is not torch's own (quantized, adapted, hooked) has its own way to multiply.
-    plain = type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    if plain and not hooked and rows.dtype == torch.float32 and _few(rows, FEW_ROWS):
+    # A weight that is not torch's own (quantized) has its own way to multiply.
+    if type(module.weight) is nn.Parameter and rows.dtype == torch.float32 and _few(rows, FEW_ROWS):
         return _few_rows_product([rows.contiguous()], [module.weight], module.bias).unflatten(0, x.shape[:-1])
     return module(x)
+
+
+def call_convolution(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)` of a convolution that is not plain. x: Tensor, shape = (B, T, M) -> Tensor, shape = (B, T', N)."""
+    refuse_int8(module)
+    return module(x.transpose(1, 2)).transpose(1, 2)
+
+
+def refuse_int8(module: nn.Module) -> None:
+    """Refuse hooks on 8-bit weights, and adapters around them: only the products here read such weights.
+
+    Raises:
+        ValueError: there are some.
+    """
+    for layer in module.modules():
+        if type(layer) in _PLAIN and getattr(layer, "weight_scale", None) is not None:
+            raise ValueError(
+                f"A layer with 8-bit weights (MimiInt8Config) has hooks or an adapter ({type(module).__name__}), and"
+                " takes none. Load the model without quantization_config, or call model.dequantize() first."
+            )
 
 
 def _few(rows: Tensor, most: int) -> bool:

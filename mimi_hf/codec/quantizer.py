@@ -4,7 +4,8 @@ The first codebooks quantize one projection of the latents, and are distilled to
 another projection, each the residual of those before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,8 +15,15 @@ from torch import Tensor, nn
 from .checks import check_codes, check_num_quantizers
 from .codebook import EPSILON as EPSILON
 from .codebook import Codebook, nearest_entries, search_offsets
-from .codebook_learning import Quantized, QuantizerTraining, draw, initialize_codebooks, quantize_levels
-from .matmul import sum_of_products
+from .codebook_learning import (
+    Quantized,
+    QuantizerTraining,
+    draw,
+    initialize_codebooks,
+    is_recomputing,
+    quantize_levels,
+)
+from .matmul import call_convolution, is_plain, sum_of_products
 
 if TYPE_CHECKING:
     from mimi_hf.configuration_mimi import MimiConfig
@@ -142,6 +150,8 @@ def _same(old_key: list, key: list) -> bool:
 def _project(projection: nn.Conv1d | None, x: Tensor) -> Tensor:
     if projection is None:
         return x
+    if not is_plain(projection):
+        return call_convolution(projection, x.to(next(projection.parameters()).dtype))
     weight = projection.weight.squeeze(2)
     return sum_of_products([x.to(weight.dtype)], weight[None], None)
 
@@ -196,7 +206,7 @@ class SplitResidualVectorQuantizer(nn.Module):
     def reset_codebooks(self) -> None:
         """Forget the codebooks.
 
-        The next training step that may change them, or [`initialize`], makes new ones by k-means.
+        The next training step that they learn from, or [`initialize`], makes new ones by k-means.
         """
         for half, _ in self.halves():
             for codebook in half.codebooks:
@@ -221,18 +231,45 @@ class SplitResidualVectorQuantizer(nn.Module):
                 vectors = vectors.flatten(0, 1) if mask is None else vectors[mask]
                 initialize_codebooks(half.codebooks, vectors, iterations, batches)
 
-    def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int) -> Quantized:
+    def learns(self, encoder: Iterable[nn.Parameter] = ()) -> bool:
+        """Whether [`quantize`] moves the codebooks now: see [`QuantizerTraining`].
+
+        Args:
+            encoder: the parameters of what makes the latents. They count where the quantizer has no parameters.
+        """
+        options = self.training_options
+        if not (self.training and options.enabled and torch.is_grad_enabled()):
+            return False
+        if options.update is not None:
+            return options.update
+        return all(parameter.requires_grad for parameter in [*self.parameters()] or encoder)
+
+    def quantize(self, latents: Tensor, mask: Tensor, num_quantizers: int, learns: bool | None = None) -> Quantized:
         """[`search`] and [`lookup`] in one for training: with gradients, while the codebooks learn.
+
+        In evaluation mode (`model.quantizer.eval()`) they do not learn, and nothing is drawn.
 
         Args:
             latents: Tensor, shape = (B, F, D).
             mask: Tensor, shape = (B, F), bool, True for real frames.
             num_quantizers: the most codebooks that a sequence uses.
+            learns: whether the codebooks learn from these latents. None asks [`learns`].
+
+        Raises:
+            RuntimeError: the codebooks would learn from the same latents again, in a recomputation for gradients.
         """
-        options, fewest = self.training_options, self.num_semantic_quantizers
+        learns = self.learns() if learns is None else learns
+        if learns and is_recomputing():
+            raise RuntimeError(
+                "The quantizer runs in a backward pass, as activation checkpointing around it does: its codebooks would"
+                " learn twice from a batch. Recompute layers of the encoder and the decoder alone"
+                " (model.gradient_checkpointing_enable()), or set QuantizerTraining(update=False)."
+            )
+        options, fewest = replace(self.training_options, update=learns), self.num_semantic_quantizers
+        if not self.training:
+            options = replace(options, quantizer_dropout=0.0, unquantized=0.0)
         # A latent that is not finite shows in the loss. In a codebook it would stay for good.
         mask = mask & latents.isfinite().all(dim=2)
-        learns = options.enabled and options.update
         if learns and not self.initialized:
             self.initialize(latents, mask=mask)
         levels, raw = draw(options, len(latents), fewest, num_quantizers, latents.device)

@@ -15,7 +15,7 @@ COMMITMENT = 0.25  # its weight in the sum, as in VQ-VAE (arXiv:1711.00937, sect
 def training_pass(
     model: Any, input_values: Tensor, padding_mask: Tensor | None, num_quantizers: int | None, return_loss: bool
 ) -> MimiTrainingOutput:
-    """One training step's forward pass. The codebooks learn from it.
+    """One training step's forward pass. The codebooks learn from it where `model.codebooks_learn`.
 
     Args:
         model: a [`MimiModel`] with both halves.
@@ -28,7 +28,7 @@ def training_pass(
     audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
     mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)
     latents, _ = model.encode_tile(audio.transpose(1, 2).to(model.dtype), None)
-    quantized = model.quantizer.quantize(latents, mask, num_quantizers)
+    quantized = model.quantizer.quantize(latents, mask, num_quantizers, model.codebooks_learn)
     decoded, _ = model.decode_tile(quantized.latents.to(model.dtype), None)
     audio_values = rows.place_audio(decoded.transpose(1, 2))
     output = MimiTrainingOutput(
