@@ -378,7 +378,8 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
 
         From here on, streams of this model compile the step that they need when it is first needed: tens of seconds for
         the first batch size, and once more for all others. Longer pushes are not compiled. On CUDA each stream
-        also records its step as a graph. Move, convert and load the model first.
+        also records its step as a graph. Move, convert and load the model first, and add or merge its adapters: what is
+        compiled does not see later changes.
 
         Returns:
             The model.

@@ -10,7 +10,7 @@ from support.trainee import PLAIN, make_trainee
 
 from mimi_hf import MimiModel, QuantizerTraining
 
-peft = pytest.importorskip("peft", minversion="0.15", reason="needs peft with LoRA on Conv1d: pip install 'peft>=0.15'")
+peft = pytest.importorskip("peft", minversion="0.18", reason="needs peft with Conv1d: pip install 'peft>=0.18'")
 
 # One target a time, as wide as peft allows: it adapts no transposed convolution.
 TARGETS = {
@@ -197,7 +197,12 @@ def test_codebooks_that_an_adapter_file_leaves_out_are_told_of(tmp_path, way):
     if way == "peft":
         adapted = adapt(model, config)
     else:
-        model.add_adapter(config)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            if "version of PEFT" not in str(error):
+                raise
+            pytest.skip(str(error))
         adapted = model
     with pytest.warns(UserWarning, match=r"holds no codebooks.*modules_to_save=\['codebook'\].*update=False"):
         train(adapted, steps=1)
