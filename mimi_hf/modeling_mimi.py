@@ -16,6 +16,7 @@ from .codec.adapters import LEFT_OUT, leave_out_codebooks
 from .codec.causal_conv import CausalConv1d, CausalConvTranspose1d, ConvState
 from .codec.checks import check_latents
 from .codec.codebook import Codebook
+from .codec.graphs import is_captured
 from .codec.native_calls import NativeDecoder, NativeDownsample, NativeEncoder, NativeTransformer, NativeUpsample
 from .codec.outputs import MimiTrainingOutput
 from .codec.quantizer import SplitResidualVectorQuantizer
@@ -202,7 +203,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
     ) -> tuple[Tensor, EncoderState]:
         """[`encode_tile`], but it raises a `ValueError` if the latents overflow the dtype."""
         latents, state = self.encode_tile(audio, state, recorder)
-        if not torch.compiler.is_compiling() and not torch.isfinite(latents).all():
+        if not is_captured() and not torch.isfinite(latents).all():
             raise ValueError(
                 f"The latents overflow {self.dtype}. Scale the audio to about -1 to 1 (its peak here is"
                 f" {float(audio.abs().max()):g}), or load the model with dtype=torch.float32."
@@ -232,7 +233,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
             return self.encode_finite_tile(audio, state, recorder)
 
         tiles = [latents for *_, latents in self.encode_tiles(input_values, rows, step, recorder is not None)]
-        return rows.place_frames(torch.cat(tiles, dim=1).transpose(1, 2))
+        return rows.frames.place(torch.cat(tiles, dim=1).transpose(1, 2))
 
     # Decoder
 
@@ -349,7 +350,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: the weights lie on more than one device.
         """
-        if self._weights_arranged or torch.compiler.is_compiling():
+        if self._weights_arranged or is_captured():
             return
         places = {tensor.device for tensor in (*self.parameters(), *self.buffers())}
         if len(places) > 1 or torch.device("meta") in places:

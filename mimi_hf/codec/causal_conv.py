@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .graphs import is_captured
 from .matmul import call_convolution, is_plain, sum_of_products
 
 
@@ -68,7 +69,7 @@ class _ChannelsLastConv(nn.Module):
 
     def _after(self, previous: Tensor, x: Tensor) -> Tensor:
         """x: Tensor, shape = (B, T, C), activated, after the inputs that came before it."""
-        if not self.elu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.elu or torch.is_grad_enabled() or is_captured():
             return torch.cat([previous, self._activate(x)], dim=1)
         # The same in one pass over memory: the activation writes where the concatenation would copy it to.
         steps = previous.shape[1]
@@ -126,11 +127,11 @@ class CausalConv1d(_ChannelsLastConv):
         if not is_plain(self.conv):
             self._refuse_other_dilations()
             return call_convolution(self.conv, x), state
-        batch, length, channels = x.shape
-        blocks = x.reshape(batch, length // self.stride, self.stride * channels)
+        # A reshape by other means: these tell torch, for any length, what the shape is.
+        blocks = x if self.stride == 1 else x.unfold(1, self.stride, self.stride).transpose(2, 3).flatten(2)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
         views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
-        weight = self._by_tap().reshape(-1, self.taps, self.stride * channels).transpose(0, 1)
+        weight = self._by_tap().reshape(-1, self.taps, blocks.shape[2]).transpose(0, 1)
         scale = None if self.scale is None else self.scale.expand(self.taps, -1)
         return sum_of_products(views, weight, self.conv.bias, scale), state
 
@@ -197,15 +198,18 @@ class CausalConvTranspose1d(_ChannelsLastConv):
             return y[:, self.padding_total * self.stride :][:, : steps * self.stride], state
         views = [x[:, self.padding_total - tap :][:, :steps] for tap in range(self.taps)]
         y = self._product(views) if self.groups == 1 else self._grouped_product(views)
-        return y.reshape(x.shape[0], steps * self.stride, -1), state
+        return y.flatten(1, 2), state
 
     def _product(self, views: list[Tensor]) -> Tensor:
+        """Tensors, shape = (B, T, C) -> Tensor, shape = (B, T, stride, out_channels)."""
         weight = self._by_tap().reshape(self.taps, -1, views[0].shape[2])
         scale = None if self.scale is None else self.scale.reshape(self.taps, -1)
         bias = self.conv.bias
-        return sum_of_products(views, weight, None if bias is None else bias.repeat(self.stride), scale)
+        y = sum_of_products(views, weight, None if bias is None else bias.repeat(self.stride), scale)
+        return y.unflatten(2, (self.stride, -1))
 
     def _grouped_product(self, views: list[Tensor]) -> Tensor:
+        """As [`_product`]."""
         batch, steps, channels = views[0].shape
         weight = self.conv.weight  # (C, out_channels / groups, taps * stride)
         if self.groups == channels == weight.shape[1] * self.groups:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .graphs import is_few
+
 # Up to this many rows, the other orientation is faster in single precision on a CPU (MKL, 1 to 200 rows measured).
 FEW_ROWS = 100
 # Up to this many rows, 8-bit weights are faster as they are.
@@ -60,17 +62,17 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
         blocks = [block.to(dtype) for block in blocks]
         bias = None if bias is None else bias.to(dtype)
     rows = [block.reshape(batch * steps, width) for block in blocks]  # views where the batch is 1
-    if scale is not None and not _takes_int8(rows[0]):
+    if scale is not None and not _takes_int8(blocks[0]):
         weight = weight.to(rows[0].dtype) * scale.to(rows[0].dtype)[:, :, None]
         scale = None
     side_by_side = len(rows) > 1 and weight.stride(0) == width
-    if side_by_side and (width < NARROW or scale is not None or _few(rows[0], FEWEST_ROWS)):
+    if side_by_side and (width < NARROW or scale is not None or _few(blocks[0], FEWEST_ROWS)):
         rows, weight = [torch.cat(rows, dim=1)], weight.transpose(0, 1).flatten(1)[None]
         scale = None if scale is None else scale[:1]  # one per row of the whole weight
     if scale is not None:
         return _int8_product(rows, weight.unbind(), scale, bias).view(batch, steps, -1)
     matrices = weight.to(rows[0].dtype).unbind()
-    if _few(rows[0], FEW_ROWS) and rows[0].dtype == torch.float32:
+    if _few(blocks[0], FEW_ROWS) and rows[0].dtype == torch.float32:
         total = _few_rows_product(rows, matrices, bias).contiguous()
     else:
         total = F.linear(rows[0], matrices[0], bias)
@@ -80,18 +82,16 @@ def sum_of_products(blocks: list[Tensor], weight: Tensor, bias: Tensor | None, s
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """`module(x)`. x: Tensor, shape = (…, M) -> Tensor, shape = (…, N), maybe with contiguous columns."""
+    """`module(x)`. x: Tensor, shape = (B, T, M) -> Tensor, shape = (B, T, N), maybe with contiguous columns."""
     if not is_plain(module):
         refuse_int8(module)
         return module(x)
     if getattr(module, "weight_scale", None) is not None:  # of `mimi_hf.quantization`
-        flat = x.reshape(1, -1, x.shape[-1])
-        y = sum_of_products([flat], module.weight[None], module.bias, cast(Tensor, module.weight_scale)[None])
-        return y.view(*x.shape[:-1], -1)
-    rows = x.flatten(0, -2)
+        return sum_of_products([x], module.weight[None], module.bias, cast(Tensor, module.weight_scale)[None])
     # A weight that is not torch's own (quantized) has its own way to multiply.
-    if type(module.weight) is nn.Parameter and rows.dtype == torch.float32 and _few(rows, FEW_ROWS):
-        return _few_rows_product([rows.contiguous()], [module.weight], module.bias).unflatten(0, x.shape[:-1])
+    if type(module.weight) is nn.Parameter and x.dtype == torch.float32 and _few(x, FEW_ROWS):
+        rows = x.flatten(0, 1).contiguous()
+        return _few_rows_product([rows], [module.weight], module.bias).unflatten(0, x.shape[:2])
     return module(x)
 
 
@@ -115,18 +115,19 @@ def refuse_int8(module: nn.Module) -> None:
             )
 
 
-def _few(rows: Tensor, most: int) -> bool:
-    return rows.shape[0] <= most and rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+def _few(x: Tensor, most: int) -> bool:
+    """Are the rows of x: Tensor, shape = (B, T, M), few, and is what makes few of them fast at hand?"""
+    return is_few(most, x.shape[1], x.shape[0]) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-def _takes_int8(rows: Tensor) -> bool:
+def _takes_int8(x: Tensor) -> bool:
     """Few rows, of a width that torch's kernel can take, and no gradient.
 
     The kernel crashes where a row is no multiple of 32 bytes, or begins at none: activations never do, and
     `MimiModel.arrange_weights` sees to the weights.
     """
-    gradient = torch.is_grad_enabled() and rows.requires_grad
-    return _few(rows, FEW_ROWS_INT8) and rows.shape[1] % 32 == 0 and not gradient
+    gradient = torch.is_grad_enabled() and x.requires_grad
+    return _few(x, FEW_ROWS_INT8) and x.shape[2] % 32 == 0 and not gradient
 
 
 def _few_rows_product(rows: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:

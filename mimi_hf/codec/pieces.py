@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .graphs import is_captured
 from .state import State, join_rows, map_state
 
 # Frames that a SEANet takes at once on a CPU, and the number from which each row of a batch goes alone.
@@ -37,8 +38,9 @@ def run_in_pieces(layer: Layer, x: Tensor, state: State, frame: int, training: b
         frame: steps of x in a frame.
         training: the activations are kept for the gradients anyway, so that small pieces gain nothing.
     """
-    # A compiled graph would hold one piece of many, and be compiled again for another length.
-    in_cache = x.device.type == "cpu" and not torch.compiler.is_compiling() and not training
+    if is_captured():
+        return layer(x, state)
+    in_cache = x.device.type == "cpu" and not training
     if in_cache and len(x) > 1 and x.shape[1] // frame >= ROW_FRAMES:
         outputs, states = [], []
         for row in range(len(x)):

@@ -23,6 +23,7 @@ from .codebook_learning import (
     is_recomputing,
     quantize_levels,
 )
+from .graphs import is_captured
 from .matmul import call_convolution, is_plain, sum_of_products
 
 if TYPE_CHECKING:
@@ -85,9 +86,12 @@ class ResidualVectorQuantizer(nn.Module):
         Returns:
             Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
         """
-        if torch.compiler.is_compiling() and self._tables is not None:
-            return self._tables[1:]
         codebooks = self.codebooks
+        if is_captured():
+            if self._tables is not None:
+                return self._tables[1:]
+            entries = torch.stack([codebook.embed for codebook in codebooks])
+            return entries, search_offsets(entries)
         buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
         # The buffers themselves are kept: one that is alive cannot lend its identity to a new one.
         key = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
@@ -127,7 +131,7 @@ class ResidualVectorQuantizer(nn.Module):
         batch, levels, frames = codes.shape
         entries, _ = self.tables()
         offsets = self.codebook_size * torch.arange(levels, device=codes.device)
-        rows = (codes.transpose(1, 2) + offsets).reshape(batch * frames, levels)
+        rows = (codes + offsets[:, None]).transpose(1, 2).reshape(batch * frames, levels)
         sums = F.embedding_bag(rows, entries.flatten(0, 1), mode="sum").view(batch, frames, -1)
         return _project(self.output_proj, sums)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_audio, check_codes, check_num_quantizers
+from .graphs import is_captured
 from .losses import padded_reconstruction_loss
 from .native_caches import find_stream, refuse_in_stream
 from .outputs import MimiDecoderOutput, MimiEncoderOutput, MimiOutput
@@ -206,7 +207,7 @@ class TiledCodec:
             EncoderStream,
             (encoder_cache, encoder_past_key_values, padding_cache),
             self.config.use_streaming if use_streaming is None else use_streaming,
-            lambda: self.encoder_stream(len(input_values), num_quantizers),
+            lambda: self.encoder_stream(input_values.shape[0], num_quantizers),
         )
         if stream is not None:
             refuse_in_stream(recorder, padding_mask)
@@ -214,14 +215,12 @@ class TiledCodec:
             mask = torch.ones(codes.shape[0], codes.shape[2], dtype=torch.bool, device=codes.device)
             return self._output(MimiEncoderOutput(codes, stream, stream, audio_codes_mask=mask), return_dict)
         rows = Ragged.of_audio(input_values, padding_mask, self.config.frame_size)
-        codes = input_values.new_zeros(len(input_values), num_quantizers, rows.frames, dtype=torch.int64)
+        codes = input_values.new_zeros(input_values.shape[0], num_quantizers, rows.frames.length, dtype=torch.int64)
         with torch.no_grad():
             step = encoder_step(self, num_quantizers, recorder)
             for start, stop, tile in self.encode_tiles(input_values, rows, step, whole=recorder is not None):
                 codes[..., start:stop] = tile
-        output = MimiEncoderOutput(
-            rows.place_frames(codes), None, None, *outputs_of(recorder), rows.frame_mask(codes.device)
-        )
+        output = MimiEncoderOutput(rows.frames.place(codes), None, None, *outputs_of(recorder), rows.frames.mask())
         return self._output(output, return_dict)
 
     def encode_tiles(
@@ -240,14 +239,14 @@ class TiledCodec:
         """
 
         def cut(start: int, stop: int) -> Tensor:
-            audio = rows.cut_audio(input_values, start * rows.frame_size, stop * rows.frame_size)
-            if not torch.isfinite(audio).all():
+            audio = rows.samples.cut(input_values, start * rows.frame_size, stop * rows.frame_size)
+            if not is_captured() and not torch.isfinite(audio).all():
                 raise ValueError(
                     "input_values holds NaN or infinity among its real samples. Encode finite audio, about -1 to 1."
                 )
             return audio.transpose(1, 2).to(self.dtype)
 
-        return self._tiles(rows.frames, len(input_values), cut, step, whole)
+        return self._tiles(rows.frames.length, input_values.shape[0], cut, step, whole)
 
     # Codes to audio
 
@@ -291,7 +290,7 @@ class TiledCodec:
             DecoderStream,
             (decoder_cache, decoder_past_key_values),
             next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
-            lambda: self.decoder_stream(len(audio_codes)),
+            lambda: self.decoder_stream(audio_codes.shape[0]),
         )
         if stream is not None:
             refuse_in_stream(recorder, padding_mask, audio_codes_mask)
@@ -313,20 +312,20 @@ class TiledCodec:
         """
 
         def cut(start: int, stop: int) -> Tensor:
-            return rows.cut_frames(source, start, stop)
+            return rows.frames.cut(source, start, stop)
 
         # Autograd wants the tiles; without it they go straight to their place, so that no second copy is ever held.
         tiles, placed = [], None
-        if not torch.is_grad_enabled() or rows.frames == 0:
-            shape = (len(source), self.config.audio_channels, rows.num_samples)
+        if rows.frames.length == 0 or not (torch.is_grad_enabled() or is_captured()):
+            shape = (source.shape[0], self.config.audio_channels, rows.samples.length)
             placed = torch.zeros(shape, dtype=self.dtype, device=source.device)
-        for start, _, tile in self._tiles(rows.frames, len(source), cut, step, whole):
+        for start, _, tile in self._tiles(rows.frames.length, source.shape[0], cut, step, whole):
             audio = tile.transpose(1, 2).to(self.dtype)  # autocast may give another one
             if placed is None:
                 tiles.append(audio)
             else:
-                rows.write_audio(placed, audio, start * rows.frame_size)
-        return rows.place_audio(torch.cat(tiles, dim=2)) if placed is None else placed
+                rows.samples.write(placed, audio, start * rows.frame_size)
+        return rows.samples.place(torch.cat(tiles, dim=2)) if placed is None else placed
 
     # Both
 
@@ -433,7 +432,9 @@ class TiledCodec:
         """First frame, last frame + 1 and the output of each tile, `cut(start, stop)` its input."""
         self.prepare()
         state = None
-        for start, stop in even_parts(frames, max(1, frames) if whole else self.tile_frames(batch_size)):
+        # A graph for any number of frames holds no loop over them.
+        parts = [(0, frames)] if whole or is_captured() else even_parts(frames, self.tile_frames(batch_size))
+        for start, stop in parts:
             y, state = step(cut(start, stop), state)
             yield start, stop, y
 

@@ -25,12 +25,12 @@ def training_pass(
     """
     num_quantizers = model.check_num_quantizers(num_quantizers)
     rows = Ragged.of_audio(input_values, padding_mask, model.config.frame_size)
-    audio = rows.cut_audio(input_values, 0, rows.frames * rows.frame_size)
-    mask = frame_mask(torch.tensor(rows.frame_counts, device=audio.device), rows.frames)
+    audio = rows.samples.cut(input_values, 0, rows.frames.length * rows.frame_size)
+    mask = frame_mask(rows.frames.counts, rows.frames.length)
     latents, _ = model.encode_tile(audio.transpose(1, 2).to(model.dtype), None)
     quantized = model.quantizer.quantize(latents, mask, num_quantizers, model.codebooks_learn)
     decoded, _ = model.decode_tile(quantized.latents.to(model.dtype), None)
-    audio_values = rows.place_audio(decoded.transpose(1, 2))
+    audio_values = rows.samples.place(decoded.transpose(1, 2))
     output = MimiTrainingOutput(
         commitment_loss=quantized.commitment,
         audio_values=audio_values,

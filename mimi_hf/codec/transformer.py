@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .checkpointing import run_checkpointed
+from .graphs import is_captured, is_few
 from .matmul import linear
 from .recorder import Recorder
 
@@ -55,7 +56,7 @@ def ring_slots(window: int, steps: int) -> int:
 
     Kernels like multiples of eight, and pushes of a few frames, more or less, should find the same ring.
     """
-    return -(-(window - 1 + steps) // 8) * 8
+    return (window - 1 + steps + 7) // 8 * 8
 
 
 def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -146,7 +147,7 @@ class Attention(nn.Module):
         if self.groups > 1:
             key, value = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (key, value))
         dropout = self.dropout if self.training else 0.0
-        few = query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES
+        few = query.device.type == "cpu" and is_few(FEW_QUERIES, query.shape[2])
         if implementation != "eager" and window.attentions is None and not few:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=window.mask, dropout_p=dropout)
         scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + window.mask
@@ -245,6 +246,8 @@ class Transformer(nn.Module):
         config = self.config
         past = config.sliding_window - 1
         slots = ring_slots(config.sliding_window, x.shape[1])
+        if state is None and is_captured():
+            slots = past + x.shape[1]  # for any number of steps, torch knows too little of a rounded one
         if state is not None and state.slots == slots and state.keys[0].dtype == x.dtype:
             return state
         shape = (x.shape[0], config.num_key_value_heads, slots, config.head_dim)
@@ -290,6 +293,6 @@ def window_mask(position: Tensor, steps: int, slots: int, window: int, dtype: to
 
 
 def _may_write(state: Tensor) -> bool:
-    if torch.compiler.is_compiling():
+    if is_captured():
         return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
     return not torch.is_grad_enabled() and (torch.is_inference_mode_enabled() or not state.is_inference())
