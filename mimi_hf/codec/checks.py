@@ -74,9 +74,11 @@ def check_codes(codes: Any, codebook_size: int, fewest: int, most: int) -> Tenso
         raise TypeError(f"audio_codes is of {found}, but Mimi decodes {expected}. Pass the codes of `encode`.")
     if codes.dim() != 3 or 0 in (codes.shape[0], codes.shape[1]):
         raise ValueError(f"audio_codes has shape {tuple(codes.shape)}, but Mimi decodes {expected}.")
-    check_num_quantizers(codes.shape[1], fewest, most)
+    check_num_quantizers(int(codes.shape[1]), fewest, most)
     codes = codes.long()
-    if is_captured():
+    if is_captured():  # the graph itself refuses them
+        fit = (codes >= 0) & (codes < codebook_size)
+        torch._assert_async(fit.all(), f"audio_codes are not all in 0 to {codebook_size - 1}.")
         return codes
     low, high = (int(extreme) for extreme in codes.aminmax()) if codes.numel() else (0, 0)
     if low < 0 or high >= codebook_size:
