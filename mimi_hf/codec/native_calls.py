@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .causal_conv import CausalConv1d, CausalConvTranspose1d
+from .graphs import is_captured
 from .outputs import MimiDecoderOutput, MimiTransformerOutput
 from .recorder import Recorder, outputs_of
 from .seanet import SEANetDecoder, SEANetEncoder
@@ -40,7 +41,7 @@ class NetworkOutput(Tensor):
     def of(cls, output: Tensor, half: Callable[[], Tensor]) -> Tensor:
         """`output`, channels first in memory, too, and a function that computes the output of the half."""
         output = output.contiguous()
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if is_captured():
             return output  # a graph has no attributes
         tensor = output.as_subclass(cls)
         tensor._half = half

@@ -77,18 +77,23 @@ class ResidualVectorQuantizer(nn.Module):
         self._tables = None
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._tables = None
+        super()._load_from_state_dict(*arguments)
+
     def tables(self) -> tuple[Tensor, Tensor]:
         """The codebooks ready for use, derived from the buffers whenever these have changed.
 
         Changes through `.data`, which torch does not count, are seen in training mode, and by a call of `train` or
-        `eval`. An exported graph keeps the codebooks of its making, a compiled one those of the last [`prepare`].
+        `eval`. An exported graph keeps the codebooks of its making, a compiled one those of the last [`prepare`] or
+        `load_state_dict`.
 
         Returns:
             Tensor, shape = (num_quantizers, V, codebook_dim), and -|c|²/2 of each entry, shape = (num_quantizers, V).
         """
         codebooks = self.codebooks
         if is_captured():
-            if self._tables is not None:
+            if self._tables is not None and not self.training:
                 return self._tables[1:]
             entries = torch.stack([codebook.embed for codebook in codebooks])
             return entries, search_offsets(entries)

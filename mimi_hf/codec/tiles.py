@@ -433,8 +433,8 @@ class TiledCodec:
         self.prepare()
         state = None
         # A graph for any number of frames holds no loop over them.
-        parts = [(0, frames)] if whole or is_captured() else even_parts(frames, self.tile_frames(batch_size))
-        for start, stop in parts:
+        at_once = is_captured() or (whole and frames)
+        for start, stop in [(0, frames)] if at_once else even_parts(frames, self.tile_frames(batch_size)):
             y, state = step(cut(start, stop), state)
             yield start, stop, y
 

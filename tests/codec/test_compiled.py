@@ -1,10 +1,10 @@
 """The tiles of the codec are graphs without a break: for torch.compile over any length, and for torch.export."""
 
 import copy
-import shutil
 
 import pytest
 import torch
+from support.compilers import needs_compiler
 from support.tiny import FRAME, assert_same_audio, make_audio, make_model
 
 from mimi_hf import MimiInt8Config, MimiModel
@@ -84,7 +84,6 @@ def test_search_and_lookup_compile(prepared):
     assert_same_audio(lookup(codes), prepared.quantizer.lookup(codes))
 
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++") and not shutil.which("c++"), reason="needs a C++ compiler")
 FRAMES = [1, 1, 2, 1, 1, 3, 1, 1, 1]  # of each push; the compiled step takes single ones
 
 
