@@ -120,13 +120,17 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         self._weights_arranged = False
         self._learnt_under_adapters = False
         self.post_init()
-        # A full checkpoint holds what was dropped, too.
-        if not self._quantizes:
-            self._keys_to_ignore_on_load_unexpected = {r"^quantizer\."}
-        for half, names in (("encoder", "downsample"), ("decoder", "upsample")):
+        self._ignore_dropped_weights()
+
+    def _ignore_dropped_weights(self) -> None:
+        """A full checkpoint holds what this model lacks, too."""
+        dropped = [] if self._quantizes else ["quantizer"]
+        for half, resampling in (("encoder", "downsample"), ("decoder", "upsample")):
             if getattr(self, half) is None:
-                unused = {rf"^{half}\.", rf"^{half}_transformer\.", rf"^{names}\."}
-                self._keys_to_ignore_on_load_unexpected = unused.union(self._keys_to_ignore_on_load_unexpected or ())
+                dropped += [half, f"{half}_transformer", resampling]
+        ignored = self._keys_to_ignore_on_load_unexpected
+        kind = list if ignored is None else type(ignored)  # transformers takes a list up to 5.8, and a set since
+        self._keys_to_ignore_on_load_unexpected = kind([*(ignored or ()), *(rf"^{name}\." for name in dropped)])
 
     def __getstate__(self) -> dict:
         # Compiled steps belong to this very model, where it is now.

@@ -7,7 +7,7 @@ model takes as many of these at once as suit its device.
 
 import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,6 +51,19 @@ class _Items(Dataset):
         return _Item(index, self.source[index])
 
 
+class _Stream(IterableDataset):
+    """Numbers items that can only be taken one after the other.
+
+    transformers takes the first item of a generator, and up to 5.13 all of them, before anybody asks for a result.
+    """
+
+    def __init__(self, source: Iterable[Any]):
+        self.source = source
+
+    def __iter__(self) -> Iterator[_Item]:
+        return (_Item(index, value) for index, value in enumerate(self.source))
+
+
 class _MimiPipeline(Pipeline):
     """Shared by the pipelines: the model, its feature extractor, and the rule for what is one item.
 
@@ -80,8 +93,7 @@ class _MimiPipeline(Pipeline):
             results: Any = super().__call__(_Items(inputs), **kwargs)
             return list(results)
         if _is_stream(inputs):
-            numbered = (_Item(index, value) for index, value in enumerate(inputs))
-            return super().__call__(numbered, **kwargs)
+            return super().__call__(_Stream(inputs), **kwargs)
         if isinstance(inputs, Dataset) or _is_of_datasets(inputs):
             return super().__call__(_Items(inputs), **kwargs)
         return super().__call__(_Item(0, inputs), **kwargs)

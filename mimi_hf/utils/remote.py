@@ -17,13 +17,31 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def connect(url: str) -> tuple[Any, str]:
+    """Fsspec's file system of a URL, and the path in it.
+
+    Raises:
+        ValueError: fsspec knows no such URLs.
+        ImportError: it needs a package for them that cannot be imported. The message names it.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        cause = error.__cause__
+        missing = cause.name.partition(".")[0] if isinstance(cause, ModuleNotFoundError) and cause.name else None
+        remedy = f" Install it: pip install {missing}" if missing else ""
+        raise ImportError(f"{url} needs a package that cannot be imported: {error}.{remedy}", name=missing) from error
+
+
 def read_url(url: str) -> bytes:
     """Read the file behind a URL.
 
     Raises:
         FileNotFoundError: a server said that there is no such file.
         OSError: the file cannot be read, and may exist; with an `errno`.
-        ValueError, ImportError: fsspec does not know such URLs, or lacks a package for them.
+        ValueError, ImportError: as [`connect`].
     """
     with _explained(url):
         return _content(url)
@@ -31,10 +49,8 @@ def read_url(url: str) -> bytes:
 
 def open_url(url: str) -> io.RawIOBase:
     """Open the file behind a URL: binary, seekable. Its methods raise what [`read_url`] raises."""
-    from fsspec.core import url_to_fs
-
     with _explained(url):
-        file_system, path = url_to_fs(url)
+        file_system, path = connect(url)
         return _RemoteFile(url, file_system.open(path, "rb"))
 
 
@@ -48,6 +64,8 @@ def fetch(path: str) -> str | bytes:
         return path
     try:
         return _content(path)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:  # every protocol has errors of its own
         raise ValueError(
             f"{path} cannot be fetched ({type(error).__name__}: {error}). Check the address and the network, or fetch"
@@ -71,9 +89,7 @@ def is_absent(error: Exception) -> bool:
 
 
 def _content(url: str) -> bytes:
-    from fsspec.core import url_to_fs
-
-    file_system, path = url_to_fs(url)
+    file_system, path = connect(url)
     return file_system.cat_file(path)
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mimi_hf.utils.remote import connect
+
 # File systems that show a file only when its upload is complete, and have no cheap rename. Elsewhere files are
 # uploaded under another name and renamed.
 _SHOW_WHOLE_FILES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss"}
@@ -27,7 +29,7 @@ class Output:
         location: a path, or a URL that fsspec knows.
 
     Raises:
-        ValueError, ImportError: fsspec does not know such URLs, or lacks a package for them.
+        ValueError, ImportError: as [`mimi_hf.utils.remote.connect`].
     """
 
     def __init__(self, location: str):
@@ -36,11 +38,10 @@ class Output:
         self._connect()
 
     def _connect(self) -> None:
-        import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
         if "://" in self.location:
-            self._fs, self._root = fsspec.core.url_to_fs(self.location)
+            self._fs, self._root = connect(self.location)
         else:  # not through fsspec, for which "::" in a path has a meaning
             self._fs, self._root = LocalFileSystem(), self.location
         protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-from mimi_hf.utils.remote import is_url, open_url, read_url
+from mimi_hf.utils.remote import connect, is_url, open_url, read_url
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,7 @@ def _file_system(location: str) -> tuple[Any, str]:
         from fsspec.implementations.local import LocalFileSystem
 
         return LocalFileSystem(), os.path.abspath(location)
-    from fsspec.core import url_to_fs
-
-    return url_to_fs(_no_chain(location))
+    return connect(_no_chain(location))
 
 
 def _no_chain(url: str) -> str:
