@@ -62,7 +62,8 @@ class _ChannelsLastConv(nn.Module):
     @property
     def scale(self) -> Tensor | None:
         """Of an 8-bit weight: Tensor, shape = (out_channels,), of a transposed one (kernel, out_channels)."""
-        return cast(Tensor, self.conv.weight_scale) if self.conv.weight.dtype == torch.int8 else None
+        conv = self.conv
+        return cast(Tensor, conv.weight_scale) if conv.weight.dtype == torch.int8 else None
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.elu(x) if self.elu else x
@@ -124,16 +125,18 @@ class CausalConv1d(_ChannelsLastConv):
             x, state = self._with_past(x, state)
         else:
             x = self._activate(x)
-        if not is_plain(self.conv):
+        conv = self.conv
+        if not is_plain(conv):
             self._refuse_other_dilations()
-            return call_convolution(self.conv, x), state
+            return call_convolution(conv, x), state
         # A reshape by other means: these tell torch, for any length, what the shape is.
         blocks = x if self.stride == 1 else x.unfold(1, self.stride, self.stride).transpose(2, 3).flatten(2)
         steps = blocks.shape[1] - (self.taps - 1) * self.dilation
         views = [blocks[:, tap * self.dilation :][:, :steps] for tap in range(self.taps)]
         weight = self._by_tap().reshape(-1, self.taps, blocks.shape[2]).transpose(0, 1)
-        scale = None if self.scale is None else self.scale.expand(self.taps, -1)
-        return sum_of_products(views, weight, self.conv.bias, scale), state
+        scale = self.scale
+        scale = None if scale is None else scale.expand(self.taps, -1)
+        return sum_of_products(views, weight, conv.bias, scale), state
 
     def _refuse_other_dilations(self) -> None:
         """Raise if an adapter convolves without our dilation, as those of peft do."""
@@ -203,7 +206,8 @@ class CausalConvTranspose1d(_ChannelsLastConv):
     def _product(self, views: list[Tensor]) -> Tensor:
         """Tensors, shape = (B, T, C) -> Tensor, shape = (B, T, stride, out_channels)."""
         weight = self._by_tap().reshape(self.taps, -1, views[0].shape[2])
-        scale = None if self.scale is None else self.scale.reshape(self.taps, -1)
+        scale = self.scale
+        scale = None if scale is None else scale.reshape(self.taps, -1)
         bias = self.conv.bias
         y = sum_of_products(views, weight, None if bias is None else bias.repeat(self.stride), scale)
         return y.unflatten(2, (self.stride, -1))
