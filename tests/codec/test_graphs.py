@@ -22,7 +22,7 @@ class Call(torch.nn.Module):
 
 
 def make_small_model():
-    return make_model(num_hidden_layers=1, num_quantizers=3)
+    return make_model(num_hidden_layers=1, num_quantizers=3, upsampling_ratios=[6, 2])
 
 
 def make_input(method, rows, frames):
