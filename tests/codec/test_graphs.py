@@ -1,5 +1,7 @@
 """Graphs of the whole `encode`, `decode` and `forward`: each serves any batch and any length."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.compilers import needs_compiler
@@ -21,7 +23,7 @@ class Call(torch.nn.Module):
         return getattr(self.model, self.method)(x, padding_mask).to_tuple()
 
 
-def make_small_model():
+def make_small_model() -> Any:
     return make_model(num_hidden_layers=1, num_quantizers=3, upsampling_ratios=[6, 2])
 
 
@@ -141,7 +143,7 @@ def test_compiled_graphs_see_codebooks_that_were_loaded():
 @pytest.mark.parametrize("method", ["encode", "decode"])
 def test_traced_graphs_serve_every_length(method):
     call = Call(make_small_model(), method)
-    traced = torch.jit.trace(call, make_input(method, 2, 9))
+    traced: Any = torch.jit.trace(call, make_input(method, 2, 9))
     for rows, frames in SIZES:
         x = make_input(method, rows, frames)
         assert_same(traced(x), call(x))
