@@ -376,7 +376,7 @@ class MimiModel(TiledCodec, PreTrainedAudioTokenizerBase):
         return super().load_state_dict(*arguments, **options)
 
     def is_settled(self, state: EncoderState | DecoderState) -> bool:
-        return state.transformer.slots == ring_slots(self.config.sliding_window, self.config.latent_stride)
+        return state.transformer.count_slots() == ring_slots(self.config.sliding_window, self.config.latent_stride)
 
     def compile_for_streaming(self) -> "MimiModel":
         """Compile what a stream does for a frame, which then takes less time for each frame.

@@ -285,11 +285,12 @@ class TiledCodec:
         self.require_half("decoder")
         audio_codes = self.check_codes(audio_codes)
         recorder = Recorder.wanted(self, output_hidden_states, output_attentions)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         stream = find_stream(
             self,
             DecoderStream,
             (decoder_cache, decoder_past_key_values),
-            next((choice for choice in (use_streaming, use_cache) if choice is not None), self.config.use_cache),
+            use_cache if use_streaming is None else use_streaming,
             lambda: self.decoder_stream(audio_codes.shape[0]),
         )
         if stream is not None:
@@ -377,9 +378,14 @@ class TiledCodec:
             encoded = MimiEncoderOutput(audio_codes)
         else:
             audio: Any = input_values  # encode refuses None
-            encoder_cache = next((cache for cache in encoder_caches[:2] if cache is not None), None)
             encoded = self.encode(
-                audio, padding_mask, num_quantizers, encoder_cache, padding_cache, streaming, return_dict=True
+                audio,
+                padding_mask,
+                num_quantizers,
+                encoder_past_key_values if encoder_cache is None else encoder_cache,
+                padding_cache,
+                streaming,
+                return_dict=True,
             )
         if padding_mask is None and input_values is not None and not streaming:
             padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)

@@ -37,9 +37,8 @@ class TransformerState(NamedTuple):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
-    @property
-    def slots(self) -> int:
-        """R."""
+    def count_slots(self) -> int:
+        """R. (No property: up to torch 2.10 compiled steps cannot read one of a tuple.)"""
         return self.keys[0].shape[2]
 
     def select_rows(self, rows: Tensor, other: "TransformerState") -> "TransformerState":
@@ -248,7 +247,7 @@ class Transformer(nn.Module):
         slots = ring_slots(config.sliding_window, x.shape[1])
         if state is None and is_captured():
             slots = past + x.shape[1]  # for any number of steps, torch knows too little of a rounded one
-        if state is not None and state.slots == slots and state.keys[0].dtype == x.dtype:
+        if state is not None and state.count_slots() == slots and state.keys[0].dtype == x.dtype:
             return state
         shape = (x.shape[0], config.num_key_value_heads, slots, config.head_dim)
         keys, values = (tuple(x.new_zeros(shape) for _ in self.layers) for _ in range(2))
@@ -259,7 +258,7 @@ class Transformer(nn.Module):
 
         def move(old: Tensor, new: Tensor) -> Tensor:
             old, new = old.transpose(1, 2), new.transpose(1, 2)
-            steps = old[row, kept % state.slots].to(new.dtype)  # a stream may enter and leave autocast
+            steps = old[row, kept % state.count_slots()].to(new.dtype)  # a stream may enter and leave autocast
             return new.index_put((row, kept % slots), steps).transpose(1, 2)
 
         return TransformerState(
@@ -268,7 +267,7 @@ class Transformer(nn.Module):
 
     def _window(self, x: Tensor, state: TransformerState, attentions: list[Tensor] | None) -> Window:
         batch, steps, _ = x.shape
-        slots = state.slots
+        slots = state.count_slots()
         row = torch.arange(batch, device=x.device)[:, None]
         position = state.position[:, None] + torch.arange(steps, device=x.device)
         table = rotary_table(position[..., None], self.config.head_dim, self.config.rope_theta)
