@@ -38,7 +38,7 @@ class TransformerState(NamedTuple):
     values: tuple[Tensor, ...]
 
     def count_slots(self) -> int:
-        """R. (No property: up to torch 2.10 compiled steps cannot read one of a tuple.)"""
+        """R. It is no property, as compiled steps cannot read one of a tuple up to torch 2.10."""
         return self.keys[0].shape[2]
 
     def select_rows(self, rows: Tensor, other: "TransformerState") -> "TransformerState":
