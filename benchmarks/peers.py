@@ -172,7 +172,7 @@ class Native(Implementation):
             out = self.model.encode(
                 audio.to(self.model.dtype), num_quantizers=self.num_quantizers, use_streaming=True, **caches
             )
-            caches.update(encoder_past_key_values=out.encoder_past_key_values, padding_cache=out.padding_cache)
+            caches.update(caches_of(out))
             return out.audio_codes
 
         return step
@@ -183,10 +183,15 @@ class Native(Implementation):
 
         def step(codes):
             out = self.model.decode(codes, use_cache=True, **caches)
-            caches.update(decoder_past_key_values=out.decoder_past_key_values)
+            caches.update(caches_of(out))
             return out.audio_values
 
         return step
+
+
+def caches_of(output) -> dict:
+    """What native's next call takes, under the names that its version has."""
+    return {name: value for name, value in output.items() if "cache" in name or "past_key_values" in name}
 
 
 def kyutai_config(config) -> dict:
