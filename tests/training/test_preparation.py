@@ -301,7 +301,8 @@ def test_a_killed_preparation_goes_on(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, folder, tmp_path / "cache"], timeout=120)
     assert killed.returncode == -signal.SIGKILL
     inner = tmp_path / "cache" / expected.folder.name
-    done = times(inner / "parts")
+    # A record that was being written when the kill came lies beside the others under another name.
+    done = {path: time for path, time in times(inner / "parts").items() if path.suffix == ".json"}
     assert 2 <= len(done) <= 4 and not (inner / "report.json").exists()
     with open(inner / "audio-0.s16", "ab") as file:  # half of a sample, too
         file.write(bytes(1001))
