@@ -17,9 +17,6 @@ class _Half(MimiModel):
 
     _quantizes = False
 
-    def __init__(self, config: MimiConfig) -> None:
-        super().__init__(MimiConfig.of(config))
-
     def check_num_quantizers(self, num_quantizers: int | None) -> NoReturn:
         self._refuse_codes()
 

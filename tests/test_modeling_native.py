@@ -92,27 +92,6 @@ def test_hidden_states_and_attentions_are_natives(checkpoint, model):
         model.encode(audio, use_streaming=True, output_hidden_states=True)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
-    audio = make_audio(5 * FRAME, batch=2)
-    gradients = []
-    for checkpoints in (False, True):
-        model = make_model().train()
-        if checkpoints:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            assert model.is_gradient_checkpointing
-        torch.manual_seed(1)
-        output = model(audio)
-        output.loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        entries = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook.embed_sum
-        gradients[-1]["entries"] = entries.clone()  # moved once, and not again in the backward pass
-    plain, checkpointed = gradients
-    assert plain.keys() == checkpointed.keys()
-    for name, gradient in plain.items():
-        assert torch.allclose(gradient, checkpointed[name], rtol=1e-4, atol=1e-7), name
-
-
 def test_gradient_checkpointing_spares_activations():
     audio = make_audio(40 * FRAME)
     kept = []
@@ -120,6 +99,7 @@ def test_gradient_checkpointing_spares_activations():
         model = make_model().train()
         if checkpoints:
             model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
             model.encode_latents(audio)

@@ -159,7 +159,7 @@ class TiledCodec:
         """
         if getattr(self, half, self) is None or not self.config.has_half(half):
             raise ValueError(
-                f"This model was loaded without its {half} (`{half}_config=None`). Load it without that argument."
+                f"This model was loaded without its {half} (`{half}_config=None`), or lost it since. Load it whole."
             )
 
     # Audio to codes

@@ -20,7 +20,28 @@ from .moshi import get_mimi
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Tokenizer:
+class _Loaded:
+    """What both tokenizers are made with."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        num_codebooks: int = 8,
+        dtype: str = "f32",
+        max_seq_len: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = _load(path, num_codebooks, dtype, device)
+        self.num_codebooks = num_codebooks
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the streams."""
+        raise NotImplementedError
+
+
+class Tokenizer(_Loaded):
     """Mimi with the interface of `rustymimi.Tokenizer`.
 
     Args:
@@ -42,21 +63,11 @@ class Tokenizer:
         ((1, 4, 3), dtype('uint32'), (1, 1, 5760))
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        num_codebooks: int = 8,
-        dtype: str = "f32",
-        max_seq_len: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.model = _load(path, num_codebooks, dtype, device)
-        self.num_codebooks = num_codebooks
-        self.reset()
-
     def reset(self) -> None:
         """Begin both streams again. The next steps say how many rows they have."""
+        self._begin()
+
+    def _begin(self) -> None:
         self._encoder: EncoderStream | None = None
         self._decoder: DecoderStream | None = None
 
@@ -129,7 +140,7 @@ class Tokenizer:
         return _to_audio(audio) if audio.shape[2] else None
 
 
-class StreamTokenizer:
+class StreamTokenizer(_Loaded):
     """Mimi with the interface of `rustymimi.StreamTokenizer`: one stream of each direction, each in its own thread.
 
     `encode` and `decode` return at once; poll `get_encoded` and `get_decoded` for what has been computed. What a call
@@ -153,18 +164,8 @@ class StreamTokenizer:
         (8, 1)
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        num_codebooks: int = 8,
-        dtype: str = "f32",
-        max_seq_len: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.model = _load(path, num_codebooks, dtype, device)
-        self.num_codebooks = num_codebooks
-        self._encoder = _Worker(self.model.encoder_stream(1, num_codebooks).push)
+    def _begin(self) -> None:
+        self._encoder = _Worker(self.model.encoder_stream(1, self.num_codebooks).push)
         self._decoder = _Worker(self.model.decoder_stream(1).push)
 
     def encode(self, pcm_data: ArrayLike) -> None:

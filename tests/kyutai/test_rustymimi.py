@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from support.tiny import FRAME, assert_same_audio, make_audio
+from support.waiting import wait_for
 
 from mimi_hf.kyutai import StreamTokenizer, Tokenizer, write_wav
 
@@ -23,15 +24,6 @@ def tokenizer(checkpoint):
 @pytest.fixture
 def streamer(checkpoint):
     return StreamTokenizer(checkpoint, num_codebooks=4)
-
-
-def wait_for(get):
-    """What a StreamTokenizer has computed next."""
-    end = time.monotonic() + 60
-    while (result := get()) is None:
-        assert time.monotonic() < end, "nothing came"
-        time.sleep(0.001)
-    return result
 
 
 def assert_same(actual, expected):

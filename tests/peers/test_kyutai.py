@@ -6,7 +6,6 @@ has none. So programs of moshi run on our codec instead, below.
 """
 
 import copy
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from support.originals import config_of, kyutais_config, original_of
 from support.tiny import assert_same_audio, make_audio
+from support.waiting import wait_for
 from torch import nn
 
 from mimi_hf import kyutai
@@ -346,11 +346,3 @@ def test_stream_tokenizer(seeded_original):
             for tokenizer in (theirs, ours):
                 tokenizer.decode(frame[None].copy())
             assert_same_arrays(wait_for(ours.get_decoded), wait_for(theirs.get_decoded))
-
-
-def wait_for(get):
-    end = time.monotonic() + 60
-    while (result := get()) is None:
-        assert time.monotonic() < end, "nothing came"
-        time.sleep(0.001)
-    return result
